@@ -11,8 +11,8 @@ from pathlib import Path
 from tests.chaos.faults import Fault
 from tests.processes import ROOT
 
-KILLS = (Fault("kill", "trainer", 0.0),) * 2
-SERVERS = tuple(Fault("kill", f"rollout-{number}", 0.0) for number in (0, 1, 2, 0, 1, 2))
+KILLS = (Fault("kill", "trainer"),) * 2
+SERVERS = tuple(Fault("kill", f"rollout-{number}") for number in (0, 1, 2, 0, 1, 2))
 
 
 @dataclass(frozen=True, slots=True)

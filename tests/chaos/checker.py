@@ -1,6 +1,7 @@
 """The promises of docs/architecture.md, "What holds after a crash", read from what a run left."""
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,9 @@ from services.settings import Settings
 from trainer.checkpoints.checkpoint import TrainerState
 from trainer.collection.cursor import CursorState
 from weight_sync.engine import Staged
+
+_TOLERANCE = 2e-3
+"""Between log-probabilities of vLLM and transformers in float32, of the same weights and tokens."""
 
 
 @dataclass(kw_only=True)
@@ -128,8 +132,34 @@ def _told_versions(history: History) -> Iterator[str]:
     """The tokens are what the version that the first of them names answers to this prompt.
 
     The fake engine's answers are a function of prompt, picture, seed and version, and nothing else.
+    vLLM's log-probabilities are those that the trainer's weights of that version give; they tell
+    something only where those of another version differ.
     """
-    yield from asyncio.run(_untrue(history))
+    if history.settings.rollout.engine == "fake":
+        yield from asyncio.run(_untrue(history))
+        return
+    stale = 0.0
+    for record in history.records:
+        own, others = _gaps(record)
+        stale = max(stale, others)
+        if own > _TOLERANCE:
+            where = f"step {record.step}, {record.rollout.group_id}"
+            yield f"{where}: log-probabilities are {own:g} off those of version {record.step}"
+    if history.settings.trainer.max_policy_lag and stale <= _TOLERANCE:
+        yield f"log-probabilities tell no version from the next: {stale:g}"
+
+
+def _gaps(record: RolloutRecord) -> tuple[float, float]:
+    """The largest difference to the trained version's log-probabilities: its tokens, and others."""
+    own, others = [0.0], [0.0]
+    for completion, ours in zip(record.rollout.completions, record.policy_logprobs, strict=True):
+        for span in completion.policy_versions:
+            gaps = own if span.policy_version == record.step else others
+            for number in range(span.start, span.end):
+                trained = ours[number]
+                gap = math.inf if trained is None else trained - completion.rollout_logprobs[number]
+                gaps.append(abs(gap))
+    return max(own), max(others)
 
 
 async def _untrue(history: History) -> list[str]:

@@ -1,112 +1,50 @@
-"""The parts of a run as processes, each started again when it ends, and the lines between them."""
+"""The parts of a run as processes, and the lines between them."""
 
 import json
 import os
-import shutil
-import signal
-import subprocess
 import sys
-import threading
-import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import redis
+from redis.exceptions import RedisError
 
 from scene_data.toy.scenes import make_toy
-from services.host.environment import child_environment
 from services.host.ports import free_port
+from services.redis.keys import CONSUMER_GROUPS, RunKeys
+from services.redis.sentinel import SCHEME
 from services.settings import Settings, dump_settings
+from tests.chaos.disks import Disk
+from tests.chaos.part import Part
 from tests.chaos.proxy import Proxy
-from tests.processes import OF_A_RANK, ROOT
+from tests.chaos.redises import SERVICE, Redises
+from tests.processes import ROOT
 
 NUM_ROWS = 48
-NUM_SERVERS = 3
 LEASE_S = 2.0
-LINES = (
-    "trainer to reward",
-    "trainer to redis",
-    *(f"rollout-{number} to redis" for number in range(NUM_SERVERS)),
-)
-_PAUSE_S = 0.2
-"""Before a part that has ended is started again."""
-_FINAL = (0, 75)
-"""Exit codes of a trainer that is done, or was told to stop."""
+_TAIL_BYTES = 65_536
+"""Longer than a line of the metrics."""
 
-
-class Part:
-    """One process in a session of its own. It comes back until `close`."""
-
-    def __init__(self, name: str, command: list[str], log: Path, root: Path) -> None:
-        self.name = name
-        self.num_starts = 0
-        self._command = command
-        self._log = log
-        self._root = root
-        self._closed = threading.Event()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._thread = threading.Thread(target=self._keep, daemon=True)
-        self._thread.start()
-
-    @property
-    def is_done(self) -> bool:
-        """Whether it ended and stays so."""
-        return not self._thread.is_alive()
-
-    def signal(self, number: int) -> None:
-        """To the part and all that it has started."""
-        process = self._process
-        if process is not None and process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
-
-    def terminate(self) -> None:
-        """As a supervisor does: to the part alone, which does not come back."""
-        self._closed.set()
-        if self._process is not None:
-            self._process.terminate()
-
-    def wait(self, timeout_s: float) -> None:
-        self._thread.join(timeout_s)
-
-    def close(self) -> None:
-        self._closed.set()
-        for number in (signal.SIGCONT, signal.SIGKILL):
-            self.signal(number)
-        self._thread.join(10)
-
-    def _keep(self) -> None:
-        environment = child_environment(OMP_NUM_THREADS="1", PYTHONPATH=str(self._root))
-        for name in OF_A_RANK:
-            environment.pop(name, None)
-        while not self._closed.is_set():
-            with self._log.open("a") as out:
-                self._process = subprocess.Popen(
-                    self._command,
-                    cwd=self._root,
-                    stdout=out,
-                    stderr=out,
-                    env=environment,
-                    start_new_session=True,
-                )
-            self.num_starts += 1
-            code = self._process.wait()
-            self.signal(signal.SIGKILL)
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)  # what the dead one left behind
-            if self.name == "trainer" and code in _FINAL:
-                return
-            time.sleep(_PAUSE_S)
+Engine = Literal["fake", "vllm"]
+NUM_SERVERS: dict[Engine, int] = {"fake": 3, "vllm": 1}
 
 
 class System:
-    """A run with two ranks, three servers of the fake engine, a reward service and Redis.
+    """A run with two ranks, rollout servers, a reward service and two Redis with a Sentinel.
 
-    Every line to Redis and to the reward service has a proxy of its own.
+    Every line to Redis, to the reward service and to a rollout server has a proxy of its own.
     """
 
-    def __init__(self, folder: Path, *, lag: int, num_steps: int, root: Path = ROOT) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        lag: int,
+        num_steps: int,
+        root: Path = ROOT,
+        engine: Engine = "fake",
+        own_host: bool = False,
+    ) -> None:
         """Starts nothing.
 
         Args:
@@ -114,43 +52,45 @@ class System:
             lag: `trainer.max_policy_lag`.
             num_steps: The trainer's.
             root: The project, or a changed copy of it.
+            engine: Of the rollout servers.
+            own_host: Whether disks are mounted and Redis gets a clock of its own.
         """
         self.folder = folder
         self.lag = lag
         self._root = root
+        self.engine: Engine = engine
+        self.servers = [f"rollout-{number}" for number in range(NUM_SERVERS[engine])]
         make_toy(folder / "toy", num_train=NUM_ROWS, num_heldout=2)
-        self._redis_port, self._reward_port = free_port(), free_port()
-        self.proxies = {
-            line: Proxy(
-                free_port(), self._redis_port if line.endswith("redis") else self._reward_port
-            )
-            for line in LINES
+        self.disks = {
+            name: Disk(folder / name, is_own=own_host)
+            for name in ("runs", "weights", *(f"spool-{name}" for name in self.servers))
         }
+        self.redises = Redises(folder, own_clock=own_host)
+        self.lines: dict[str, list[Proxy]] = {}
+        self._urls: dict[str, str] = {}
+        self._ports = {name: free_port() for name in ("reward", *self.servers)}
+        """Where they listen."""
+        self._draw_lines()
         self.parts: dict[str, Part] = {}
-        self._urls = [f"http://127.0.0.1:{free_port()}" for _ in range(NUM_SERVERS)]
         self._tree = self._settings(num_steps)
         self.settings = Settings.model_validate(self._tree)
+        self.keys = RunKeys(self.settings.run.name)
         self._stack = ExitStack()
 
     def __enter__(self) -> "System":
-        for proxy in self.proxies.values():
-            self._stack.enter_context(proxy)
-        own = {"redis": {"url": f"redis://127.0.0.1:{self._redis_port}/0"}}
-        own["reward"] = {"url": f"http://127.0.0.1:{self._reward_port}"}
-        self._start("redis", "serve redis", own)
-        self._start("reward", "serve reward", own)
-        for number, url in enumerate(self._urls):
-            name = f"rollout-{number}"
-            self._start(name, "serve rollout", self._line(name) | {"rollout": {"url": url}})
-        reward = {"reward": {"url": f"http://127.0.0.1:{self.proxies['trainer to reward'].port}"}}
-        self._start("trainer", "train --resume", self._line("trainer") | reward)
+        with ExitStack() as stack:
+            for disk in self.disks.values():
+                stack.enter_context(disk)
+            for line in self.lines.values():
+                for proxy in line:
+                    stack.enter_context(proxy)
+            stack.callback(self._close)
+            self._start_all()
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for part in reversed(self.parts.values()):
-            part.close()
         self._stack.close()
-        shutil.rmtree(self.settings.run.folder / "weights", ignore_errors=True)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """The lines of one of the run's tables that are whole."""
@@ -161,32 +101,107 @@ class System:
     def last_step(self) -> tuple[int, float]:
         """The last step and when it ended, in Unix seconds; -1 and 0.0 before the first."""
         try:
-            rows = self.rows("metrics.jsonl")[-1:]
-        except FileNotFoundError:  # it is being cut
-            rows = []
-        return (int(rows[0]["step"]), float(rows[0]["time"])) if rows else (-1, 0.0)
+            with (self.settings.run.folder / "metrics.jsonl").open("rb") as file:
+                file.seek(max(file.seek(0, os.SEEK_END) - _TAIL_BYTES, 0))
+                lines = file.read().split(b"\n")[:-1]
+            row = json.loads(lines[-1])
+        except (FileNotFoundError, IndexError, ValueError):  # none yet, or it is being cut
+            return -1, 0.0
+        return int(row["step"]), float(row["time"])
 
     def rank_pids(self) -> list[int]:
         files = sorted(self.settings.run.files.ranks.glob("rank-?.json"))
         return [int(json.loads(file.read_text())["pid"]) for file in files]
 
-    def empty_redis(self) -> None:
-        with suppress(redis.RedisError):
-            redis.Redis(port=self._redis_port).flushall()
+    def part(self, name: str) -> Part:
+        """The part of a name; for `redis` the primary."""
+        return self.parts[self.redises.primary() if name == "redis" else name]
 
-    def _start(self, name: str, command: str, sections: dict[str, Any]) -> None:
+    def num_open(self) -> int:
+        """Groups that are asked for and not yet received by the trainer; 0 without Redis."""
+        with suppress(RedisError), self.redises.client() as client:
+            asked = client.pipeline(transaction=False)
+            for stream in CONSUMER_GROUPS:
+                asked.xlen(self.keys.stream(stream))
+            return sum(asked.execute())
+        return 0
+
+    def url(self, name: str) -> str:
+        """Where a service itself is, without the proxy before it."""
+        return f"http://127.0.0.1:{self._ports[name]}"
+
+    def public_port(self, server: str) -> int:
+        """The port of a rollout server that the others know."""
+        return int(self._urls[server].rpartition(":")[2])
+
+    def _draw_lines(self) -> None:
+        for client in ("trainer", *self.servers):
+            redises = [Proxy(free_port(), port) for port in self.redises.ports.values()]
+            says = {proxy.target: proxy.port for proxy in redises}
+            sentinel = Proxy(free_port(), self.redises.sentinel_port, says)
+            self.lines[f"{client} to redis"] = [sentinel, *redises]
+        for name, port in self._ports.items():
+            proxy = Proxy(free_port(), port)
+            self.lines[f"trainer to {name}"] = [proxy]
+            self._urls[name] = f"http://127.0.0.1:{proxy.port}"
+        if len(self.servers) > 1:
+            for name in self.servers:
+                self.lines[f"servers to {name}"] = [Proxy(free_port(), self._ports[name])]
+
+    def _start_all(self) -> None:
+        self.redises.start(self._start_redis)
+        self.parts |= self.redises.parts
+        self._start("reward", "serve reward", {"reward": {"url": self.url("reward")}})
+        for name in self.servers:
+            sections = self._redis(name) | {"rollout": {"url": self._urls[name]}}
+            self._start(name, "serve rollout", sections, spool=f"spool-{name}", **self._ways(name))
+        reward = {"reward": {"url": self._urls["reward"]}}
+        self._start("trainer", "train --resume", self._redis("trainer") | reward, spool="weights")
+
+    def _close(self) -> None:
+        for part in reversed(self.parts.values()):
+            part.close()
+        if self.redises.environment:
+            self.redises.clear()
+
+    def _ways(self, server: str) -> dict[str, str]:
+        ways = {
+            self.public_port(other): self.lines[f"servers to {other}"][0].port
+            for other in self.servers
+            if other != server
+        }
+        ways[self.public_port(server)] = self._ports[server]
+        return {"CHAOS_WAYS": json.dumps(ways)}
+
+    def _start_redis(self, name: str) -> Part:
+        sections = {"redis": {"url": f"redis://127.0.0.1:{self.redises.ports[name]}/0"}}
+        if name != "redis-0":  # a host of its own
+            sections["run"] = {"root": str(self.folder / name)}
+        return self._start(name, "serve redis", sections, **self.redises.environment)
+
+    def _start(
+        self, name: str, command: str, sections: dict[str, Any], *, spool: str = "", **more: str
+    ) -> Part:
         tree = {k: self._tree.get(k, {}) | sections.get(k, {}) for k in {*self._tree, *sections}}
         config = self.folder / f"{name}.toml"
         config.write_text(dump_settings(Settings.model_validate(tree)))
-        words = [sys.executable, "-m", "cli.main", *command.split(), "--config", str(config)]
-        self.parts[name] = Part(name, words, self.folder / f"{name}.log", self._root)
+        if spool:
+            more["TMPDIR"] = str(self.disks[spool].folder)
+        program = (
+            [str(ROOT / "tests/chaos/behind.py")] if "CHAOS_WAYS" in more else ["-m", "cli.main"]
+        )
+        words = [sys.executable, *program, *command.split(), "--config", str(config)]
+        part = Part(name, words, self.folder / f"{name}.log", self._root, **more)
+        self.parts[name] = part
+        return part
 
-    def _line(self, name: str) -> dict[str, Any]:
-        return {"redis": {"url": f"redis://127.0.0.1:{self.proxies[f'{name} to redis'].port}/0"}}
+    def _redis(self, client: str) -> dict[str, Any]:
+        port = self.lines[f"{client} to redis"][0].port
+        return {"redis": {"url": f"{SCHEME}://127.0.0.1:{port}/{SERVICE}/0"}}
 
     def _settings(self, num_steps: int) -> dict[str, Any]:
         return {
-            "run": {"name": f"chaos-{os.getpid()}", "root": str(self.folder)},
+            "run": {"name": f"chaos-{os.getpid()}", "root": str(self.disks["runs"].folder)},
             "model": {
                 "path": str(ROOT / "assets/toy-start"),
                 "dtype": "float32",
@@ -198,9 +213,16 @@ class System:
             "data": {"train": str(self.folder / "toy/train.parquet"), "template": "toy"},
             "redis": {"lease_s": LEASE_S, "max_deliveries": 1000},
             "reward": {"timeout_s": 2.0},
-            "rollout": {"engine": "fake", "fake_tokens_per_s": 2000, "max_model_len": 512},
+            "rollout": {
+                "engine": self.engine,
+                "fake_tokens_per_s": 400,
+                "max_model_len": 512,
+                "max_num_seqs": 32,
+                "kv_cache_gib": 0.25,
+                "enforce_eager": True,
+            },
             "sampling": {"max_tokens": 48},
-            "weights": {"transport": "disk"},
+            "weights": {"transport": "http"},
             "records": {"keep_rollouts": 1_000_000},
             "trainer": {
                 "num_steps": num_steps,
@@ -209,7 +231,8 @@ class System:
                 "group_size": 2,
                 "max_policy_lag": self.lag,
                 "max_token_lag": 2 * self.lag,
-                "learning_rate": 1e-4,
+                # What vLLM samples is to tell one version from the next.
+                "learning_rate": 1e-3 if self.engine == "vllm" else 1e-4,
                 "checkpoint_every": 4,
                 "wait_timeout_s": 120,
             },

@@ -2,8 +2,9 @@
 
 import itertools
 from pathlib import Path
+from typing import get_args
 
-from tests.chaos.faults import Fault, schedule
+from tests.chaos.faults import OF_VLLM, Fault, Kind, schedule
 from tests.chaos.run import under_faults
 
 
@@ -15,12 +16,12 @@ def test_a_run_under_faults_keeps_every_promise(tmp_path: Path) -> None:
 
 def test_without_lag_the_weights_are_those_of_the_undisturbed_run(tmp_path: Path) -> None:
     faults = [
-        Fault("kill", "rollout-1", 0.0),
-        Fault("kill", "trainer", 0.0),
-        Fault("empty", "redis", 0.0),
+        Fault("kill", "rollout-1"),
+        Fault("kill", "trainer"),
+        Fault("empty", "redis"),
         Fault("cut", "trainer to redis", 1.0),
-        Fault("kill a rank", "1", 0.0),
-        Fault("kill", "redis", 0.0),
+        Fault("kill a rank", "1"),
+        Fault("kill", "redis"),
     ]
     runs = {}
     for name, some in (("whole", []), ("disturbed", faults)):
@@ -31,3 +32,8 @@ def test_without_lag_the_weights_are_those_of_the_undisturbed_run(tmp_path: Path
         assert runs[name].num_steps == 12
     assert len(runs["disturbed"].seen) >= 3
     assert runs["whole"].weights == runs["disturbed"].weights != b""
+
+
+def test_five_hundred_faults_are_of_every_kind() -> None:
+    faults = [*itertools.islice(schedule(1, own_host=True), 500), *OF_VLLM]
+    assert {fault.kind for fault in faults} == set(get_args(Kind))
