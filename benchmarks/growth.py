@@ -1,13 +1,16 @@
 """How much Redis, the run's folder and its processes grow in a run that goes on for days.
 
-python -m benchmarks.growth
+python -m benchmarks.growth                                            # 7 minutes
+python -m benchmarks.growth --seconds 1800 --picture docs/soak.png     # the soak
 
 The loop is real but for model and optimizer: collector, weight updates, records, Redis with its
 file, the reward service, and rollout servers with the fake engine. It runs as fast as this machine
 lets it. A tenth of a second stands for a step. What a finished group leaves behind for a time is
 let go after `--guard-s` in place of `GUARD_TTL_S`, so that a few minutes see the whole of it. The
-dead are at their limit from the start. The table has a line every so often; below it is the last
-part of the run: what only rises there is carried to a day of `--rate` groups a second.
+dead are at their limit from the start. The table has a line every so often. Below it, a straight
+line is fitted to each column after the warm-up (a third of the run): what it rises by in an hour,
+with two standard errors. What surely rises by more than 5 % an hour is named, and the exit code
+is 1. `lines MiB` has a line for each step, and so has to rise.
 """
 
 import argparse
@@ -16,12 +19,14 @@ import itertools
 import multiprocessing
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import psutil
 import torch
 
@@ -51,8 +56,12 @@ GROUPS_PER_STEP, GROUP_SIZE, MAX_TOKENS = 64, 8, 64
 KEEP_ROLLOUTS, CHECKPOINT_EVERY = 20, 10
 DEAD_BYTES = 20_000
 STEP_S = 0.1
-LINE_S = 30.0
+LINE_S = 15.0
 MIB = 2**20
+GROW = ("s", "groups", "lines MiB")
+"""What is not asked to be level."""
+MOST_AN_HOUR = 0.05
+"""Share of its mean by which a column may rise."""
 
 
 class Clock:
@@ -63,8 +72,8 @@ class Clock:
 
 
 @contextmanager
-def redis_server(folder: Path) -> Iterator[str]:
-    """A server of our own, as `sgg-rl serve redis` starts it; its URL."""
+def redis_server(folder: Path) -> Iterator[tuple[str, int]]:
+    """A server of our own, as `sgg-rl serve redis` starts it; its URL and process id."""
     port = free_port()
     command = redis_server_command(folder / "redis", port)
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -72,7 +81,7 @@ def redis_server(folder: Path) -> Iterator[str]:
     try:
         while not redis_answers(url):
             time.sleep(0.05)
-        yield url
+        yield url, server.pid
     finally:
         server.kill()
         server.wait()
@@ -107,8 +116,8 @@ def serve(config: str, guard_s: int) -> None:
 
 
 @contextmanager
-def services(settings: Settings, num_servers: int, guard_s: int) -> Iterator[list[int]]:
-    """The reward service and rollout servers; their process ids."""
+def services(settings: Settings, num_servers: int, guard_s: int) -> Iterator[dict[str, int]]:
+    """The reward service and rollout servers; their process ids by name."""
     folder = settings.run.root
     config = folder / "reward.toml"
     config.write_text(dump_settings(settings))
@@ -116,7 +125,7 @@ def services(settings: Settings, num_servers: int, guard_s: int) -> Iterator[lis
         log = folder / "reward.log"
         reward = stack.enter_context(sgg_process(log, "serve", "reward", "-c", str(config)))
         wait_ready(settings.reward.url, reward, log)
-        found = [reward.pid]
+        found = {"reward": reward.pid}
         for number in range(num_servers):
             config = folder / f"rollout-{number}.toml"
             rollout = settings.rollout.model_copy(update={"url": f"http://127.0.0.1:{free_port()}"})
@@ -125,7 +134,7 @@ def services(settings: Settings, num_servers: int, guard_s: int) -> Iterator[lis
             process.start()
             stack.callback(process.join)
             stack.callback(process.kill)
-            found.append(process.pid or 0)
+            found[f"server {number}"] = process.pid or 0
         yield found
 
 
@@ -150,25 +159,45 @@ async def in_redis(settings: Settings) -> dict[str, float]:
     }
 
 
-def sizes(settings: Settings, processes: list[int]) -> dict[str, float]:
+def in_processes(processes: dict[str, int]) -> dict[str, float]:
+    """Resident MiB, open descriptors and threads of each, with its own processes.
+
+    The trainer is this process, whose own processes are all others.
+    """
+    found: dict[str, float] = {}
+    for name, pid in processes.items():
+        process = psutil.Process(pid)
+        family = [process, *([] if name == "trainer" else process.children(recursive=True))]
+        found[f"{name} MiB"] = sum(each.memory_info().rss for each in family) / MIB
+        found[f"{name} fds"] = sum(each.num_fds() for each in family)
+        found[f"{name} threads"] = sum(each.num_threads() for each in family)
+    return found
+
+
+def sizes(settings: Settings, processes: dict[str, int]) -> dict[str, float]:
     """What there is now."""
     run = settings.run.folder
-    images = [file for file in settings.run.files.images.rglob("*") if file.is_file()]
-    rest = [run / name for name in ("metrics.jsonl", "ledger.jsonl")]
-    resident = [psutil.Process(pid).memory_info().rss / MIB for pid in processes]
+    on_disk = dict(_files(run))
+    lines = sum(size for path, size in on_disk.items() if path.suffix == ".jsonl")
     return {
         **asyncio.run(in_redis(settings)),
-        "images": len(images),
-        "rollouts/ MiB": sum(f.stat().st_size for f in (run / "rollouts").rglob("*.jsonl")) / MIB,
-        "lines MiB": sum(file.stat().st_size for file in rest) / MIB,
+        "images": sum(settings.run.files.images in path.parents for path in on_disk),
+        "disk MiB": (sum(on_disk.values()) - lines) / MIB,
+        "lines MiB": lines / MIB,
         "shm files": len(list(shm_file("growth", Version()).parent.glob("*"))),
-        "trainer MiB": psutil.Process().memory_info().rss / MIB,
-        "reward MiB": resident[0],
-        "server MiB": sum(resident[1:]) / len(resident[1:]),
+        **in_processes(processes),
     }
 
 
-def train(settings: Settings, seconds: float, processes: list[int]) -> list[dict[str, float]]:
+def _files(folder: Path) -> Iterator[tuple[Path, int]]:
+    """Each file with its bytes; some go meanwhile."""
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            if path.is_file():
+                yield path, path.stat().st_size
+
+
+def train(settings: Settings, seconds: float, processes: dict[str, int]) -> list[dict[str, float]]:
     """Run the loop; sizes at every `LINE_S`."""
     prompts = PromptSource(settings, open_dataset(settings.data.train), [7])
     records = RunRecords(settings, 0)
@@ -206,37 +235,87 @@ def weights(version: int) -> Iterator[tuple[str, torch.Tensor]]:
 def say(lines: list[dict[str, float]]) -> None:
     """The last line, under the names of the columns."""
     if len(lines) == 1:
-        print(" ".join(f"{name:>13}" for name in lines[0]))
-    print(" ".join(f"{value:13.1f}" for value in lines[-1].values()), flush=True)
+        print(" ".join(name.replace(" ", "_") for name in lines[0]))
+    print(" ".join(f"{value:.1f}" for value in lines[-1].values()), flush=True)
 
 
-def main() -> None:
+def slope(lines: list[dict[str, float]], name: str) -> tuple[float, float]:
+    """What a column rises by in an hour, by least squares, and two standard errors of that."""
+    hours = np.array([line["s"] for line in lines]) / 3600
+    values = np.array([line[name] for line in lines])
+    hours = hours - hours.mean()
+    rise = float(hours @ values / (hours @ hours))
+    rest = values - values.mean() - rise * hours
+    error = np.sqrt(rest @ rest / max(len(lines) - 2, 1) / (hours @ hours))
+    return rise, 2 * float(error)
+
+
+def judged(lines: list[dict[str, float]]) -> list[str]:
+    """Say of each column how it went after the warm-up; those that rise by too much."""
+    rising = []
+    for name in lines[0]:
+        if name in ("s", "groups"):
+            continue
+        values = [line[name] for line in lines]
+        rise, error = slope(lines, name)
+        mean = sum(values) / len(values)
+        said = f"{rise:+.2f} ± {error:.2f} an hour"
+        print(f"{name:>16}: between {min(values):.1f} and {max(values):.1f}; {said}")
+        if name not in GROW and rise - error > MOST_AN_HOUR * mean:
+            rising.append(name)
+    return rising
+
+
+def draw(lines: list[dict[str, float]], file: Path) -> None:
+    """A panel for each kind: memory, descriptors, threads, keys, disk."""
+    from matplotlib import pyplot as plt
+
+    kinds = (
+        ("memory, MiB", [name for name in lines[0] if name.endswith(" MiB") and name[0].islower()]),
+        ("descriptors", [name for name in lines[0] if name.endswith(" fds")]),
+        ("threads", [name for name in lines[0] if name.endswith(" threads")]),
+        ("keys in Redis", ["keys"]),
+        ("disk and Redis, MiB", ["disk MiB", "lines MiB", "Redis MiB", "AOF MiB"]),
+    )
+    figure, panels = plt.subplots(len(kinds), sharex=True, figsize=(8, 10), layout="constrained")
+    minutes = [line["s"] / 60 for line in lines]
+    for panel, (title, names) in zip(panels, kinds, strict=True):
+        for name in [n for n in names if title.startswith("disk") or n not in kinds[4][1]]:
+            panel.plot(minutes, [line[name] for line in lines], label=name.rsplit(" ", 1)[0])
+        panel.set_title(title, fontsize="medium", loc="left")
+        panel.set_ylim(bottom=0)
+        panel.grid(alpha=0.3)
+        if len(names) > 1:
+            panel.legend(fontsize="x-small", ncols=3, loc="lower right")
+    panels[-1].set_xlabel("minutes")
+    figure.savefig(file, dpi=80)
+
+
+def main() -> int:
     """Run it and print the growth."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=420.0)
     parser.add_argument("--servers", type=int, default=2)
     parser.add_argument("--guard-s", type=int, default=60)
-    parser.add_argument("--rate", type=float, default=83.0, help="groups a second of the day")
+    parser.add_argument("--picture", type=Path, help="where the curves are drawn")
     options = parser.parse_args()
     guard_s, redis_queue.GUARD_TTL_S = redis_queue.GUARD_TTL_S, options.guard_s
-    with tempfile.TemporaryDirectory() as folder, redis_server(Path(folder)) as url:
+    with tempfile.TemporaryDirectory() as folder, redis_server(Path(folder)) as (url, redis_pid):
         settings = settings_of(Path(folder), url)
         asyncio.run(fill_dead(settings))
-        with services(settings, options.servers, options.guard_s) as processes:
+        with services(settings, options.servers, options.guard_s) as found:
+            processes = {"trainer": os.getpid(), "redis": redis_pid, **found}
             lines = train(settings, options.seconds, processes)
-    last = [line for line in lines if line["s"] > max(2 * options.guard_s, options.seconds / 2)]
-    first, end = last[0], last[-1]
-    groups = end["groups"] - first["groups"]
-    pace = groups / (end["s"] - first["s"])
-    print(f"\n{pace:.0f} groups/s in the last {end['s'] - first['s']:.0f} s; from there on:")
-    for name in list(first)[2:]:
-        values = [line[name] for line in last]
-        growth = (end[name] - first[name]) / groups * options.rate * 86400
-        rises = values == sorted(values) and growth > 0
-        then = f"a day {growth:+.1f}" if rises else "up and down, or level"
-        print(f"{name:>14}: between {min(values):.1f} and {max(values):.1f}; {then}")
+    if options.picture:
+        draw(lines, options.picture)
+    last = [line for line in lines if line["s"] > max(2 * options.guard_s, options.seconds / 3)]
+    seconds, groups = (last[-1][name] - last[0][name] for name in ("s", "groups"))
+    print(f"\n{groups / seconds:.0f} groups/s in the last {seconds:.0f} s; in these:")
+    rising = judged(last)
     print(f"guards live for {guard_s} s in a run, here for {options.guard_s} s")
+    print(f"rises: {', '.join(rising) or 'nothing'}")
+    return bool(rising)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -214,7 +214,7 @@ class ImageStore:
         return bytes(data)
 
     def _file(self, sha256: str) -> Path:
-        return self._folder / sha256[:2] / sha256
+        return self._folder / f"{sha256[:2]}/{sha256}"
 
 
 def image_header(data: bytes) -> ImageHeader:

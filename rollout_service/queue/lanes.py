@@ -8,6 +8,7 @@ samples what another one would have sampled, and a server with nothing to do tak
 
 import hashlib
 from collections.abc import Iterable
+from functools import lru_cache
 
 from services.redis.keys import PROMPT_LANES
 
@@ -52,6 +53,7 @@ def own_lanes(server_id: str, server_ids: Iterable[str]) -> list[str]:
     return own or [max(PROMPT_LANES, key=lambda lane: _weight(lane, server_id))]
 
 
+@lru_cache(maxsize=4096)
 def _weight(lane: str, server_id: str) -> bytes:
     return hashlib.sha256(f"{lane} {server_id}".encode()).digest()
 

@@ -166,7 +166,8 @@ class QueueWorker:
 
     async def _claim(self) -> Lease | None:
         """One group, or None after a while without."""
-        await self._pause(self._pause_s)
+        if self._pause_s:
+            await self._pause(self._pause_s)
         server = self._server
         if server.why_not_ready() or server.unheard or self._is_behind():
             await self._pause(0.1)
@@ -187,7 +188,8 @@ class QueueWorker:
     async def _pause(self, seconds: float) -> None:
         """Ends at once when the server is to stop."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._server.draining.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._server.draining.wait()
 
     async def _end_group(self, lease: Lease) -> None:
         """Complete, fail or release a lease; the lease is renewed until then."""

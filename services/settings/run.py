@@ -1,5 +1,6 @@
 """Settings of what a run is about: `[run]`, `[model]` and `[data]`."""
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +10,8 @@ from services.bundled import TOY_START, toy_start
 from services.run_folder import RunFolder
 from services.schemas.rewards import Notation, Task
 from services.settings.section import LocalPath, PathOrName, Section
+
+_files = lru_cache(maxsize=16)(RunFolder)
 
 
 class RunSettings(Section):
@@ -29,7 +32,7 @@ class RunSettings(Section):
     @property
     def files(self) -> RunFolder:
         """Each path in the run's folder."""
-        return RunFolder(self.folder)
+        return _files(self.folder)
 
 
 class ModelSettings(Section):

@@ -28,6 +28,35 @@ _OWNER: ContextVar["LoopThread | None"] = ContextVar("owner", default=None)
 _LONGEST_S = 3600.0
 
 
+class Handle:
+    """`asyncio.Handle` without what nobody looks at: a schedule is thousands of them."""
+
+    __slots__ = ("args", "callback", "context", "is_cancelled")
+
+    def __init__(
+        self, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None
+    ) -> None:
+        self.callback = callback
+        self.args = args
+        self.context = copy_context() if context is None else context
+        self.is_cancelled = False
+
+    def cancel(self) -> None:
+        """As asyncio's."""
+        self.is_cancelled = True
+
+    def run(self) -> None:
+        """As asyncio's `_run`, which would log what is raised."""
+        try:  # noqa: SIM105 - a third of the time
+            self.context.run(self.callback, *self.args)
+        except (Exception, asyncio.CancelledError):
+            pass
+
+    def cancelled(self) -> bool:
+        """As asyncio's."""
+        return self.is_cancelled
+
+
 class Process:
     """A simulated process: what its tasks, timers and threads belong to.
 
@@ -39,7 +68,7 @@ class Process:
         self.name = name
         self.alive = True
         self.paused = False
-        self.held: list[asyncio.Handle] = []
+        self.held: list[Handle] = []
         """What is to run once it goes on."""
         self.context = Context()
         self.context.run(PROCESS.set, self)
@@ -69,13 +98,15 @@ class Loop(asyncio.BaseEventLoop):
         super().__init__()
         self.now = 0.0
         self.num_run = 0
-        self._ready: deque[asyncio.Handle] = deque()
-        self._timers: list[tuple[float, int, asyncio.Handle]] = []
+        self._ready: deque[Handle] = deque()
+        self._timers: list[tuple[float, int, Handle]] = []
         self._numbers = itertools.count()
         self.graveyard: list[Any] = []
         """All tasks and threads: what is collected as garbage runs its `finally`, and a process
         that was killed runs nothing."""
         self.set_task_factory(self._task)
+        # asyncio's list of all tasks, a weak set, takes longer than what most of them do.
+        asyncio.tasks._all_tasks.add = lambda _: None  # type: ignore[attr-defined]
         self.set_exception_handler(lambda _loop, _context: None)
 
     def time(self) -> float:
@@ -84,9 +115,9 @@ class Loop(asyncio.BaseEventLoop):
 
     def call_soon(
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
-    ) -> asyncio.Handle:
+    ) -> Handle:
         """As asyncio's."""
-        handle = asyncio.Handle(callback, args, self, context)
+        handle = Handle(callback, args, context)
         self._ready.append(handle)
         return handle
 
@@ -94,17 +125,19 @@ class Loop(asyncio.BaseEventLoop):
 
     def call_at(
         self, when: float, callback: Callable[..., object], *args: Any, context: Any = None
-    ) -> asyncio.Handle:
+    ) -> Handle:
         """As asyncio's."""
-        handle = asyncio.Handle(callback, args, self, context)
+        handle = Handle(callback, args, context)
         heapq.heappush(self._timers, (when, next(self._numbers), handle))
         return handle
 
     def call_later(
         self, delay: float, callback: Callable[..., object], *args: Any, context: Any = None
-    ) -> asyncio.Handle:
+    ) -> Handle:
         """As asyncio's."""
-        return self.call_at(self.now + delay, callback, *args, context=context)
+        handle = Handle(callback, args, context)
+        heapq.heappush(self._timers, (self.now + delay, next(self._numbers), handle))
+        return handle
 
     def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> Any:
         """In a simulated thread."""
@@ -161,7 +194,7 @@ class Loop(asyncio.BaseEventLoop):
 
     def _run_once(self) -> None:
         timers, ready = self._timers, self._ready
-        while timers and timers[0][2]._cancelled:
+        while timers and timers[0][2].is_cancelled:
             heapq.heappop(timers)
         if not ready:
             if not timers:
@@ -171,9 +204,9 @@ class Loop(asyncio.BaseEventLoop):
             ready.append(heapq.heappop(timers)[2])
         for _ in range(len(ready)):
             handle = ready.popleft()
-            if handle._cancelled:
+            if handle.is_cancelled:
                 continue
-            process = handle._context.get(PROCESS)
+            process = handle.context.get(PROCESS)
             if process is not None:
                 if not process.alive:
                     continue
@@ -181,7 +214,7 @@ class Loop(asyncio.BaseEventLoop):
                     process.held.append(handle)
                     continue
             self.num_run += 1
-            handle._run()
+            handle.run()
 
 
 def _hub(_: Loop) -> greenlet:

@@ -64,6 +64,7 @@ class Network:
             return await answered
         finally:
             timer.cancel()
+            self._open.get(self.listening.get(to), {}).pop(answered, None)
 
     def ended(self, process: Process) -> None:
         """A process is gone: its host tells those that it was connected with."""
@@ -81,10 +82,12 @@ class Network:
         if process is None or not process.alive:
             _fail(answered, RefusedError(f"{to} refuses"))
             return
-        waiting = self._open.setdefault(process, {})
-        waiting[answered] = None
-        answered.add_done_callback(lambda done: waiting.pop(done, None), context=_NOWHERE)
-        self.loop.call_soon(self._work, pair, work, answered, context=process.context)
+        if not answered.done():  # a repeated request may come after its answer
+            self._open.setdefault(process, {})[answered] = None
+        if process.paused:
+            self.loop.call_soon(self._work, pair, work, answered, context=process.context)
+        else:
+            process.context.run(self._work, pair, work, answered)
 
     def _work(self, pair: Pair, work: Callable[[], Any], answered: "asyncio.Future[Any]") -> None:
         try:

@@ -66,7 +66,6 @@ class RedisTwin:
         self._waiters: list[Waiter] = []
         self._touched: set[bytes] = set()
         """Streams that got an entry since readers were last looked at."""
-        self._lua = _Lua(self)
         self._commands: dict[bytes, Callable[..., Any]] = {
             name[4:].upper().encode(): getattr(self, name)
             for name in dir(self)
@@ -92,7 +91,7 @@ class RedisTwin:
         """Run a script."""
         self.num_calls += 1
         try:
-            return self._lua.run(text, [_bytes(k) for k in keys], [_bytes(a) for a in args])
+            return _lua().run(self, text, [_bytes(k) for k in keys], [_bytes(a) for a in args])
         finally:
             self._serve_waiters()
 
@@ -127,10 +126,9 @@ class RedisTwin:
 
     def run(self, args: Args) -> Any:
         """One command."""
-        name = args[0].upper()
-        command = self._commands.get(name)
+        command = self._commands.get(args[0])
         if command is None:
-            raise NotImplementedError(f"add {name.decode()} to the simulated Redis")
+            raise NotImplementedError(f"add {args[0].decode()} to the simulated Redis")
         return command(args)
 
     def _try(self, waiter: Waiter) -> bool:
@@ -398,10 +396,14 @@ class RedisTwin:
 
 
 class _Lua:
-    """Runs scripts as Redis does: Lua 5.1, numbers are cut to integers, nil ends a list."""
+    """Runs scripts as Redis does: Lua 5.1, numbers are cut to integers, nil ends a list.
 
-    def __init__(self, twin: RedisTwin) -> None:
-        self._twin = twin
+    One serves all twins of this process, for scripts keep nothing: `twin` is the one that asks.
+    """
+
+    twin: RedisTwin
+
+    def __init__(self) -> None:
         self._runtime = luajit21.LuaRuntime(encoding=None, unpack_returned_tuples=True)
         self._functions: dict[str, Any] = {}
         make = self._runtime.eval(
@@ -413,7 +415,8 @@ class _Lua:
         self._nothing = self._runtime.table()
         """Scripts only look into what they get."""
 
-    def run(self, text: str, keys: Args, args: Args) -> Any:
+    def run(self, twin: RedisTwin, text: str, keys: Args, args: Args) -> Any:
+        self.twin = twin
         function = self._functions.get(text)
         if function is None:
             source = f"function(KEYS, ARGV)\n{text}\nend".encode()
@@ -422,9 +425,8 @@ class _Lua:
         return self._from_lua(function(table(keys), table(args)))
 
     def _call(self, *args: Any) -> Any:
-        return self._to_lua(
-            self._twin.run([e if type(e) is bytes else _lua_bytes(e) for e in args])
-        )
+        found = self.twin.run([e if type(e) is bytes else _lua_bytes(e) for e in args])
+        return False if found is None else self._to_lua(found)
 
     def _pcall(self, *args: Any) -> Any:
         try:
@@ -486,6 +488,11 @@ class _Lua:
         if isinstance(found, list):
             return self._runtime.table_from([self._json_to_lua(each) for each in found])
         return found
+
+
+@cache
+def _lua() -> _Lua:
+    return _Lua()
 
 
 def _bytes(value: Any) -> bytes:

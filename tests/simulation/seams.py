@@ -11,6 +11,7 @@ import random
 import secrets
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -64,7 +65,7 @@ def _time() -> None:
     def monotonic() -> float:
         return World.now.loop.now if hasattr(World, "now") else real()
 
-    time.monotonic = monotonic
+    time.monotonic = time.perf_counter = monotonic
     time.time = lambda: EPOCH_S + monotonic()
     time.sleep = simulated.sleep
 
@@ -107,12 +108,21 @@ def _threads() -> None:
         "trainer.records.trackers",
         "weight_sync.digests",
         "weight_sync.file_format",
+        "weight_sync.transports.uploads",
     ):
         put(f"{place}:ThreadPoolExecutor", simulated.Executor)
+    threading.Thread.start = _refuse_thread
     put("trainer.batches.preparation:threading", SimpleNamespace(Thread=simulated.Thread))
     put("weight_sync.publishing.handover:Queue", simulated.BlockingQueue)
     put("trainer.collection.collector:LoopThread", simulated.LoopThread)
     put("weight_sync.publishing.publisher:LoopThread", simulated.LoopThread)
+
+
+def _refuse_thread(thread: threading.Thread) -> None:
+    """A real one would run beside the others, and no seed would say when."""
+    from tests.simulation.world import World
+
+    World.now.violated("real thread", f"{thread.name} needs a seam")
 
 
 def _services() -> None:

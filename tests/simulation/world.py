@@ -103,7 +103,7 @@ class World:
         self.loop.close()
         for descriptor in Path("/proc/self/fd").iterdir():  # a killed process has closed nothing
             with suppress(OSError):
-                if descriptor.readlink().is_relative_to(self.folder):
+                if str(descriptor.readlink()).startswith(f"{self.folder}/"):
                     os.close(int(descriptor.name))
         shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -360,7 +360,8 @@ class Collector:
                 return found
             async with self._changed:
                 try:
-                    await asyncio.wait_for(self._changed.wait(), timeout=look_s)
+                    async with asyncio.timeout(look_s):
+                        await self._changed.wait()
                 except TimeoutError:
                     self._give_up_if_silent()
         raise StopAskedError
