@@ -50,7 +50,7 @@ class RunningServer:
 class TrainingServices:
     """What a run needs beside itself."""
 
-    server: RunningServer
+    server: RunningServer | LiveServer
     reward_url: str
     toy: Path
     """Folder of toy scenes."""

@@ -10,7 +10,7 @@ import httpx
 from safetensors import safe_open
 
 from services.settings import Settings, dump_settings
-from tests.e2e.conftest import TrainingServices, running_server
+from tests.e2e.conftest import TrainingServices, server_here
 from tests.e2e.training_run import LOGPROB_TOLERANCE, lay_out, logprob_gaps
 from tests.processes import sgg_process
 
@@ -22,7 +22,7 @@ def test_an_adapter_is_trained_sent_and_saved(
 ) -> None:
     (tmp_path / "server").mkdir()
     adapter = {"weights": {"transport": "lora"}}
-    with running_server(tiny_model, redis_url, tmp_path / "server", **adapter) as server:
+    with server_here(tiny_model, redis_url, tmp_path / "server", **adapter) as server:
         services = replace(training_services, server=server)
         run = lay_out(
             services,

@@ -9,13 +9,15 @@ from scene_data.dataset import open_dataset
 from services.host.environment import child_environment
 from tests.processes import ROOT
 
-FEWER_STEPS = {
+SHORTER = {
     "SGG__SFT__NUM_STEPS": "4",
     "SGG__SFT__WARMUP_STEPS": "1",
     "SGG__TRAINER__NUM_STEPS": "2",
     "SGG__TRAINER__WARMUP_STEPS": "1",
     "SGG__TRAINER__GROUPS_PER_STEP": "4",
+    "SGG__EVALUATION__NUM_IMAGES": "8",
 }
+"""Fewer steps, and fewer images before and after them; the inference afterwards reads all."""
 
 
 def test_the_whole_chain_runs_on_a_cpu(tmp_path: Path) -> None:
@@ -23,7 +25,7 @@ def test_the_whole_chain_runs_on_a_cpu(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "cli.main", *tiny],
         cwd=ROOT,
-        env=child_environment(**FEWER_STEPS),
+        env=child_environment(**SHORTER),
         capture_output=True,
         text=True,
         timeout=600,
