@@ -257,7 +257,7 @@ class WeightUpdater:
     def close(self) -> None:
         """Give back what is staged or was uploaded."""
         self._forget()
-        self._uploads.spool.remove()
+        self._uploads.close()
 
     async def _to_the_end(self, job: Coroutine[None, None, None]) -> None:
         """Run under the lock, and to its end even when the caller goes away."""

@@ -1,26 +1,27 @@
 """Versions that this server has files of its own of: sent to it, or made by deltas.
 
-A file is written and hashed while it comes in. Deltas are applied to the last whole one.
+A file comes straight into its pages, and is hashed meanwhile. Deltas are applied to the last whole
+one.
 """
 
 import asyncio
 import errno
+import fcntl
+import mmap
 import os
 import shutil
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-
 from services.errors import (
+    ClientGoneError,
     InvalidInputError,
     NoRoomError,
     NotFoundError,
@@ -59,7 +60,7 @@ _BYTES_PER_ELEMENT = 4
 _LIMIT_IF_UNKNOWN_BYTES = 64 * 2**30
 """Most bytes of an upload for a model whose tensors the engine does not tell."""
 _PIECE_BYTES = 4 * 2**20
-"""Read, written and hashed at once: much for a thread that waits for Python's global lock each
+"""Received and hashed at once: much for a thread that waits for Python's global lock each
 time, and little for a processor's cache."""
 
 
@@ -67,6 +68,58 @@ def spool_folder(settings: Settings) -> Path:
     """The same at each start, so that a killed process's leftovers are found; one for each host."""
     _, port = host_and_port(settings.rollout.url)
     return temporary_folder(settings.run.name, str(port))
+
+
+class SpoolFile:
+    """A file that is written through its memory, and again for a later version.
+
+    A file's new pages cost more than the bytes that come into them. The pages of a version that is
+    dropped stay mapped, and the next one gets them.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """A new file."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self.descriptor = os.open(path, flags, 0o600)
+        self.path = path
+        self._memory: mmap.mmap | None = None
+
+    def pieces(self, num_bytes: int) -> Iterator[memoryview]:
+        """All its bytes, of which there are so many now, to be written in this order."""
+        if self._memory is None or len(self._memory) != num_bytes:
+            self._memory = None
+            os.ftruncate(self.descriptor, num_bytes)
+            self._memory = mmap.mmap(self.descriptor, num_bytes) if num_bytes else None
+        view = memoryview(self._memory or b"")
+        for start in range(0, num_bytes, _PIECE_BYTES):
+            piece = view[start : start + _PIECE_BYTES]
+            # A write to a mapped page that has no room on the disk would end the process.
+            os.posix_fallocate(self.descriptor, start, len(piece))
+            yield piece
+
+    def is_shared(self) -> bool:
+        """Whether somebody else may have it open: the kernel gives a lease of it to nobody then."""
+        try:
+            fcntl.fcntl(self.descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            fcntl.fcntl(self.descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        except OSError:  # also where the file system has no leases
+            return True
+        return False
+
+    def rename(self, name: str) -> None:
+        """Name it anew in its folder. Those that have an earlier file of that name open keep it."""
+        self.path = self.path.rename(self.path.with_name(name))
+
+    def remove(self) -> None:
+        """Remove it; those that have it open keep it. Safe to call twice."""
+        if self.descriptor >= 0:
+            self.path.unlink(missing_ok=True)
+            self.release()
+
+    def release(self) -> None:
+        """Close it, where another file has its name."""
+        os.close(self.descriptor)
+        self.descriptor, self._memory = -1, None
 
 
 class Spool:
@@ -104,19 +157,23 @@ class Spool:
                 "some, or start the server with TMPDIR on a larger disk; it takes three versions"
             ) from error
 
-    def open_draft(self) -> int:
-        """A descriptor for writing; replaces an earlier draft."""
-        draft = private_folder(self.folder) / _DRAFT
-        draft.unlink(missing_ok=True)
-        return os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    def new_file(self, name: str, spare: SpoolFile | None = None) -> SpoolFile:
+        """A file to be written, in place of an earlier one of that name.
 
-    def drop_draft(self) -> None:
-        """Forget what was written."""
-        (self.folder / _DRAFT).unlink(missing_ok=True)
-
-    def keep_draft(self, name: str) -> Path:
-        """Give the draft its name. Those that have an earlier file of that name open keep it."""
-        return (self.folder / _DRAFT).rename(self.folder / name)
+        Args:
+            name: The file's, in this folder.
+            spare: One that is not needed any more. It is the new one if nobody has it open, else it
+                is removed.
+        """
+        if spare is not None:
+            with suppress(FileNotFoundError):  # a cleaner of temporary folders has been here
+                spare.rename(name)  # first, so that nobody opens it from here on
+                if not spare.is_shared():
+                    return spare
+            spare.remove()
+        path = private_folder(self.folder) / name
+        path.unlink(missing_ok=True)
+        return SpoolFile(path)
 
     def new_folder(self, prefix: str) -> Path:
         """An empty folder, which the caller removes."""
@@ -150,7 +207,7 @@ class Body(Protocol):
 class _Upload:
     """A complete file, with what was found while it came."""
 
-    path: Path
+    file: SpoolFile
     header: Mapping[str, TensorSpan]
     digests: Mapping[str, str]
     checksum: str | None = None
@@ -164,6 +221,16 @@ class _Upload:
     def is_delta(self) -> bool:
         """Whether it is what a version changes."""
         return is_delta(self.header)
+
+    def remove(self) -> None:
+        """Remove its files."""
+        self.drop_delta()
+        self.file.remove()
+
+    def drop_delta(self) -> None:
+        """Remove what it was made by."""
+        if self.delta is not None:
+            self.delta.unlink(missing_ok=True)
 
 
 class Found(NamedTuple):
@@ -225,18 +292,13 @@ class Uploads:
         if self._busy:
             raise UnavailableError("another upload is under way; try again when it is done")
         self._busy = True
-        while len(self._uploads) > 1:  # first: there is room for two versions
-            self._drop(next((v for v, u in self._uploads.items() if u.is_delta), None))
         try:
             with body, self.spool.writing():
-                header, digests = await self._write_draft(body)
-                path = self.spool.keep_draft(version.file_name)
-                delta_file(path).unlink(missing_ok=True)
-            self._uploads[version] = _Upload(path, header, digests)
-            self._uploads.move_to_end(version)
+                made = await self._receive(version, body)
+                delta_file(made.file.path).unlink(missing_ok=True)
+                self._keep(version, made)
         finally:
             self._busy = False
-            self.spool.drop_draft()
 
     async def stage(self, request: StageRequest) -> StagedFile:
         """A verified upload. It is read again only where an earlier release made the digests.
@@ -259,9 +321,9 @@ class Uploads:
         if manifest.algorithm == ALGORITHM:
             compare_header(upload.header, manifest.tensors)
             compare_digests(upload.digests, manifest)
-            staged = StagedFile(open_plain(upload.path))
+            staged = StagedFile(open_plain(upload.file.path))
         else:
-            staged = await asyncio.to_thread(stage_file, upload.path, manifest)
+            staged = await asyncio.to_thread(stage_file, upload.file.path, manifest)
         upload.checksum = request.checksum
         return staged
 
@@ -285,7 +347,7 @@ class Uploads:
         links = self._links(request, find)
         held = self._uploads.pop(links.base, None)
         for older in [v for v in self._uploads if held is None and v < links.base]:
-            self._drop(older)
+            self._uploads.pop(older).remove()
         try:
             with self.spool.writing():
                 made = await asyncio.to_thread(self._patched, request, links, held)
@@ -294,9 +356,8 @@ class Uploads:
                 self._uploads[links.base] = held
                 self._uploads.move_to_end(links.base, last=False)
             raise
-        self._uploads[version] = made
-        self._uploads.move_to_end(version)
-        return StagedFile(open_plain(made.path))
+        self._keep(version, made)
+        return StagedFile(open_plain(made.file.path))
 
     def _links(self, request: StageRequest, find: Find) -> _Links:
         """From the version back to the first that is whole, which is the nearest."""
@@ -309,7 +370,7 @@ class Uploads:
             if held is not None and not held.is_delta:
                 is_base = number == manifest.delta.chain[-1]
                 verified = is_base and _is_verified(held, manifest.delta)
-                return _Links(version, held.path, deltas, verified)
+                return _Links(version, held.file.path, deltas, verified)
             found = find(version)
             if found is None:
                 raise NotFoundError(
@@ -328,36 +389,35 @@ class Uploads:
         """The version's file, of which this server's of the base becomes one."""
         manifest = request.manifest
         path = self.spool.folder / manifest.version.file_name
-        own = links.whole if held is not None else self.spool.folder / "base"
+        own = held.file if held is not None else self.spool.new_file("base")
         try:
             with ExitStack() as stack:
                 deltas = [_opened(stack, file) for file in links.deltas]
                 if held is None:
                     whole = stack.enter_context(closing(StagedFile(open_plain(links.whole))))
-                    private_folder(self.spool.folder)
-                    shutil.copyfile(whole.path, own)
-                mapped = (held and held.whole) or open_whole(own)
+                    shutil.copyfile(whole.path, own.path)
+                mapped = (held and held.whole) or open_whole(own.path)
                 digests = patch(mapped, deltas, manifest, base_verified=links.base_verified)
             delta = path.rename(delta_file(path)) if path in links.deltas else None
-            own.rename(path)
+            own.rename(path.name)
         except BaseException:
             if held is None:
-                own.unlink(missing_ok=True)
+                own.remove()
             raise
-        if held is not None and held.delta not in (None, delta):
-            held.delta.unlink(missing_ok=True)
-        return _Upload(path, mapped.header, digests, request.checksum, delta, mapped)
+        if held is not None and held.delta != delta:
+            held.drop_delta()
+        return _Upload(own, mapped.header, digests, request.checksum, delta, mapped)
 
     def _sent(self, version: Version) -> Found | None:
         upload = self._uploads.get(version)
-        return None if upload is None else Found(upload.path, is_delta=upload.is_delta)
+        return None if upload is None else Found(upload.file.path, is_delta=upload.is_delta)
 
-    def _drop(self, version: Version | None) -> None:
-        """Remove a file; None for the one that has been here longest."""
-        dropped = self._uploads.pop(version or next(iter(self._uploads)))
-        for file in (dropped.path, dropped.delta):
-            if file is not None:
-                file.unlink(missing_ok=True)
+    def _keep(self, version: Version, upload: _Upload) -> None:
+        """Under its name, in place of an earlier upload of that version."""
+        replaced = self._uploads.pop(version, None)
+        if replaced is not None:
+            replaced.file.release()
+        self._uploads[version] = upload
 
     def verified(self, checksum: str, *, whole: bool) -> tuple[Version, Path]:
         """What was verified against the manifest of that checksum, and where it lies.
@@ -371,52 +431,70 @@ class Uploads:
         """
         for version, upload in self._uploads.items():
             if upload.checksum == checksum:
-                return version, upload.path if whole else upload.delta or upload.path
+                path = upload.file.path
+                return version, path if whole else upload.delta or path
         raise NotFoundError(
             "no version with that checksum was uploaded and staged here: it cannot be passed on"
         )
 
-    async def _write_draft(self, body: Body) -> tuple[Mapping[str, TensorSpan], Mapping[str, str]]:
-        descriptor = self.spool.open_draft()
+    async def _receive(self, version: Version, body: Body) -> _Upload:
+        file = self.spool.new_file(_DRAFT, self._spare())
         try:
-            return await in_thread(partial(_write_and_hash, body, descriptor), body.stop)
-        finally:
-            os.close(descriptor)
+            work = partial(_receive_and_hash, body, file.pieces(body.num_bytes))
+            header, digests = await in_thread(work, body.stop)
+            file.rename(version.file_name)
+        except BaseException:
+            file.remove()
+            raise
+        return _Upload(file, header, digests)
+
+    def _spare(self) -> SpoolFile | None:
+        """The file of a version that is to go: there is room for two."""
+        spare = None
+        while len(self._uploads) > 1:
+            if spare is not None:
+                spare.remove()
+            deltas = (version for version, upload in self._uploads.items() if upload.is_delta)
+            dropped = self._uploads.pop(next(deltas, next(iter(self._uploads))))
+            dropped.drop_delta()
+            spare = dropped.file
+        return spare
+
+    def close(self) -> None:
+        """Remove all of them, with the spool's folder."""
+        for upload in self._uploads.values():
+            upload.remove()
+        self._uploads.clear()
+        self.spool.remove()
 
 
-def _write_and_hash(
-    body: Body, descriptor: int
+def _receive_and_hash(
+    body: Body, pieces: Iterable[memoryview]
 ) -> tuple[Mapping[str, TensorSpan], Mapping[str, str]]:
-    """Keep a body in an open file. One piece is hashed while it is written and the next one comes.
+    """Fill a file with a body. One piece is hashed while the next one comes.
 
     Returns:
         The header, and each tensor's digest.
     """
     incoming = IncomingFile()
-    buffers = cycle([np.empty(_PIECE_BYTES, np.uint8).data for _ in range(2)])
     with ThreadPoolExecutor(1) as beside:
         hashing: Future[None] | None = None
-        while piece := _filled(body, next(buffers)):
+        for piece in pieces:
+            _fill(piece, body)
             if hashing is not None:
                 hashing.result()
             hashing = beside.submit(incoming.feed, piece)
-            _write(descriptor, piece)
         if hashing is not None:
             hashing.result()
     return incoming.finish()
 
 
-def _filled(body: Body, buffer: memoryview) -> memoryview:
-    """The part of the buffer that the body's next bytes fill: all of it but at the end."""
-    size = 0
-    while size < len(buffer) and (more := body.readinto(buffer[size:])):
-        size += more
-    return buffer[:size]
-
-
-def _write(descriptor: int, view: memoryview) -> None:
-    while view:
-        view = view[os.write(descriptor, view) :]
+def _fill(piece: memoryview, body: Body) -> None:
+    while piece:
+        size = body.readinto(piece)
+        if size == 0:
+            raise ClientGoneError("the body ended early: nothing of it is kept")
+        piece = piece[size:]
 
 
 def _opened(stack: ExitStack, file: Path) -> int:

@@ -1,7 +1,6 @@
 """Uploads: what is kept of them, and what is staged from them."""
 
 import asyncio
-import os
 import resource
 import socket
 import threading
@@ -79,7 +78,7 @@ def test_hosts_with_one_tmpdir_have_spools_of_their_own(
     shm_run: ShmRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = Spool(settings_of(shm_run.name, tmp_path))
-    os.close(here.open_draft())
+    here.new_file("upload.draft").release()
     monkeypatch.setattr(socket, "gethostname", lambda: "another")
     there = Spool(settings_of(shm_run.name, tmp_path))
     assert files_of(here.folder) == ["upload.draft"], "a start there leaves what is here"
@@ -110,6 +109,45 @@ async def test_the_folder_is_private_holds_two_versions_and_goes_at_the_end(
     assert folder.stat().st_mode & 0o777 == 0o700
     updater.close()
     assert not folder.exists()
+
+
+async def test_a_version_gets_the_pages_of_the_one_that_goes(
+    updater: WeightUpdater, shm_run: ShmRun, tmp_path: Path
+) -> None:
+    """Whether it is larger or smaller."""
+    folder, files = spool_of(shm_run, tmp_path), set()
+    for number, width in enumerate((4, 4, 9, 1), start=1):
+        arrays = {"t": np.full(width, number, np.float32)}
+        await updater.upload(Version(1, number), Content(save(arrays)))
+        file = folder / f"1-{number}.safetensors"
+        np.testing.assert_equal(load_file(file), arrays)
+        files.add(file.stat().st_ino)
+    assert len(files) == 2
+
+
+async def test_a_spool_that_others_have_emptied_takes_versions(
+    updater: WeightUpdater, shm_run: ShmRun, tmp_path: Path
+) -> None:
+    for number in (1, 2, 3):
+        await load(updater, shm_run.write(number))
+        for file in spool_of(shm_run, tmp_path).iterdir():
+            file.unlink()
+
+
+async def test_what_is_still_open_is_not_written_over(
+    updater: WeightUpdater, shm_run: ShmRun
+) -> None:
+    """Two later uploads come while the first one is staged: it could be committed yet."""
+    first = shm_run.write(1)
+    await send(updater, first)
+    await updater.stage(by_http(first))
+    for number in (2, 3, 4):
+        await send(updater, shm_run.write(number))
+    assert updater._held is not None
+    np.testing.assert_equal(
+        load_file(updater._held.staged.path),  # type: ignore[attr-defined]
+        tensors_of(1),
+    )
 
 
 async def test_nothing_is_kept_of_an_upload_that_ends_early(
@@ -253,7 +291,7 @@ async def test_versions_before_the_serving_one_are_not_taken(
 def test_what_a_killed_process_left_is_removed(shm_run: ShmRun, tmp_path: Path) -> None:
     settings = settings_of(shm_run.name, tmp_path)
     spool = Spool(settings)
-    os.close(spool.open_draft())
+    spool.new_file("upload.draft").release()
     (spool.folder / "1-1.safetensors").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere").write_text("stays")
     spool.new_folder("adapter-")
