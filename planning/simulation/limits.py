@@ -17,9 +17,7 @@ _REMEDIES = {
     ),
     "reward service": "reward.workers, one for each free core",
     "batch to all ranks": "each rank reading its own groups instead of the whole batch",
-    "rank 0 giving weights": (
-        "weights.transport nccl or lora; http, whose servers pass files on, with weights.encoding delta"
-    ),
+    "rank 0 giving weights": "weights.transport nccl, lora, or http with weights.encoding delta",
     "groups to rank 0's host": "binary token ids and log-probabilities instead of JSON",
 }
 
