@@ -31,9 +31,37 @@ def run(load: Load, model: Path, steps: int, dtype: str, checkpointing: bool) ->
     Returns:
         Seconds of each step, of its phases, peak memory, and the first step's gradient norm.
     """
-    settings = _settings(load, model, dtype, checkpointing)
     init_process_group(600)
-    engine = PolicyEngine(settings, world_size=1)
+    engine, batch, prepare = start(load, model, dtype, checkpointing)
+    clock = Phases(engine.device)
+    clock.watch(engine)
+    memory, seconds, norms = PeakMemory(engine.device), [], []
+    for _ in range(steps):
+        begun = clock.now()
+        with_tensors = clock.timed("preparation", partial(prepare, batch))()
+        output = engine.train_step(with_tensors.mini_batches, LEARNING_RATE)
+        seconds.append(clock.now() - begun)
+        norms.append(output.grad_norm)
+    peak, rise = memory.total_mib(), memory.mib()
+    return {
+        "seconds": seconds,
+        "phases": {name: value / steps for name, value in clock.seconds.items()},
+        "peak_mib": peak,
+        "rise_mib": rise,
+        "grad_norm": norms[0],
+        "waits": _waits(engine, batch, prepare, steps),
+        "work": _work(engine, batch, _budget(load, batch)),
+    }
+
+
+def start(
+    load: Load, model: Path, dtype: str, checkpointing: bool
+) -> tuple[PolicyEngine, StepBatch, Callable[[StepBatch], Prepared]]:
+    """An engine, a batch with the log-probabilities of the start weights, and how it is laid out.
+
+    The process group is the caller's.
+    """
+    engine = PolicyEngine(_settings(load, model, dtype, checkpointing), world_size=1)
     batch = _batch(load, engine.processor)
     budget = _budget(load, batch)
     preparation = Preparation(
@@ -55,26 +83,7 @@ def run(load: Load, model: Path, steps: int, dtype: str, checkpointing: bool) ->
 
     # The first pass finds the logprobs of the start weights, as a sampler would have reported them.
     scored = engine.train_step(prepare(batch).mini_batches, 0.0)
-    batch = _with_logprobs(batch, scored.policy_logprobs)
-    clock = Phases(engine.device)
-    clock.watch(engine)
-    memory, seconds, norms = PeakMemory(engine.device), [], []
-    for _ in range(steps):
-        start = clock.now()
-        with_tensors = clock.timed("preparation", partial(prepare, batch))()
-        output = engine.train_step(with_tensors.mini_batches, LEARNING_RATE)
-        seconds.append(clock.now() - start)
-        norms.append(output.grad_norm)
-    peak, rise = memory.total_mib(), memory.mib()
-    return {
-        "seconds": seconds,
-        "phases": {name: value / steps for name, value in clock.seconds.items()},
-        "peak_mib": peak,
-        "rise_mib": rise,
-        "grad_norm": norms[0],
-        "waits": _waits(engine, batch, prepare, steps),
-        "work": _work(engine, batch, budget),
-    }
+    return engine, _with_logprobs(batch, scored.policy_logprobs), prepare
 
 
 def _waits(

@@ -7,7 +7,13 @@ file of the run.
 import math
 from collections.abc import Iterator
 
-from planning.estimate import estimate_memory, estimate_sft_memory, num_trainable, weight_bytes
+from planning.estimate import (
+    estimate_memory,
+    estimate_sft_memory,
+    num_trainable,
+    version_bytes,
+    weight_bytes,
+)
 from planning.preflight.check import check
 from planning.preflight.inputs import Job, input_checks, refuse
 from planning.preflight.rows import opened
@@ -103,6 +109,9 @@ def _memory(settings: Settings, job: Job) -> Iterator[str]:
     for name, gib in parts.items():
         yield f"  {name:<20}{gib:6.1f}"
     yield f"  {'together':<20}{total:6.1f}"
+    if job == "train" and settings.weights.encoding == "delta":
+        kept = version_bytes(settings, shape) / GIB
+        yield f"in the memory of rank 0's host (GiB): the version before {kept:.1f}"
     memory = settings.cluster.gpu_memory_gib
     if memory is None:
         return

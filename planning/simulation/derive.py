@@ -31,6 +31,9 @@ BENCHMARKS: RateTable = {
         ("spread_s", 0.0036, "benchmarks/plan.py --costs: written, and read by each rank"),
         ("call_s", 0.0028, "benchmarks/plan.py --costs"),
         ("hash_bytes_per_s", 2.7e9, "benchmarks/weights.py: blake3 of one core"),
+        ("delta_share", 0.0126, "benchmarks/delta.py: of a version's bytes, at a rate of 6e-7"),
+        ("compare_bytes_per_s", 1.6e9, "benchmarks/delta.py: compared and digested, one core"),
+        ("apply_bytes_per_s", 8e9, "benchmarks/delta.py: of the version, one core"),
     )
 }
 """What the project's own processes take for one thing, on 2 cores without a GPU."""
@@ -114,34 +117,43 @@ def _training(settings: Settings, cluster: Cluster, shape: ModelShape) -> RateTa
 
 
 def _weights(settings: Settings, cluster: Cluster, shape: ModelShape) -> RateTable:
-    """Seconds of a version: whatever the number of servers, for each of them, for each round."""
+    """Seconds of a version: whatever the number of servers, for each of them, for each round.
+
+    With deltas every version is one: the whole one in fifty is left out.
+    """
     hardware, size = cluster.hardware, float(version_bytes(settings, shape))
-    hashed, file = BENCHMARKS["hash_bytes_per_s"].value, hardware.file_bytes_per_s.value
+    rate = {name: given.value for name, given in BENCHMARKS.items()}
+    hashed, file = rate["hash_bytes_per_s"], hardware.file_bytes_per_s.value
     link, host = hardware.link_bytes_per_s.value, hardware.host_bytes_per_s.value
     calls = 2
     transport, traits = settings.weights.transport, settings.weights.traits
     stage, more, each_round, commit = size / hashed, 0.0, 0.0, size / 10e9
+    sent, applied, made = size, 0.0, "hashed"
+    if settings.weights.encoding == "delta":
+        sent, applied = size * rate["delta_share"], size / rate["apply_bytes_per_s"]
+        stage, made = applied, "compared, hashed"
     if traits.same_host:
         how = "hashed by one core each"
     elif traits.in_run_folder:
-        stage, more = size / min(hashed, file), size / hardware.files_bytes_per_s.value
+        stage, more = applied + sent / min(hashed, file), sent / hardware.files_bytes_per_s.value
         how = "read and hashed by each; the file system shared by all"
     elif traits.through_file:
-        each_round, calls = size / min(hashed, host), 4
+        each_round, calls = applied + sent / min(hashed, host), 4
         how = "hashed while it comes"
     elif traits.same_gpu:
         stage, commit = 0.1, size / hardware.memory_bytes_per_s.value
         how = "a copy on the GPU"
     else:
         stage, commit, how = 0.1, size / link, "one broadcast, in the commit"
+    if applied:
+        how = "the delta, and then applied"
     written = traits.through_file and not traits.adapter_alone
-    gathered = size / (hashed if written else link)
+    pace = rate["compare_bytes_per_s"] if applied else hashed
+    gathered = size / (pace if written else link)
     return {
-        "export_s": _given(gathered, "gathered, hashed and written while the step waits"),
+        "export_s": _given(gathered, f"gathered, {made} and written while the step waits"),
         "stage_s": _given(stage, f"{transport}: {how}"),
-        "stage_more_s": _given(
-            more + calls * BENCHMARKS["call_s"].value, f"{transport}: for each server"
-        ),
+        "stage_more_s": _given(more + calls * rate["call_s"], f"{transport}: for each server"),
         "stage_round_s": _given(each_round, f"{transport}: passed on from server to server"),
         "commit_s": _given(commit + 0.05, "servers pause to load it"),
     }

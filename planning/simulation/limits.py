@@ -17,7 +17,7 @@ _REMEDIES = {
     ),
     "reward service": "reward.workers, one for each free core",
     "batch to all ranks": "each rank reading its own groups instead of the whole batch",
-    "rank 0 giving weights": ("weights.transport nccl, lora, or http, whose servers pass files on"),
+    "rank 0 giving weights": "weights.transport nccl, lora, or http with weights.encoding delta",
     "groups to rank 0's host": "binary token ids and log-probabilities instead of JSON",
 }
 

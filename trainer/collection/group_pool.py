@@ -292,6 +292,8 @@ class GroupPool:
         Args:
             policy_version: That the step trains.
         """
+        if self.num_ready < self._groups_per_step:  # asked after each group: nothing is sorted
+            return None
         groups = self._candidates()[: self._groups_per_step]
         if len(groups) < self._groups_per_step or self._is_last_chance(policy_version):
             return None

@@ -101,7 +101,8 @@ def _places(changed: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> np.ndarray[A
     eights = changed[:end].view(np.uint64)
     some = np.flatnonzero(eights != 0)
     within = np.flatnonzero(eights[some].view(np.bool_))
-    return np.concatenate([8 * some[within // 8] + within % 8, end + np.flatnonzero(changed[end:])])
+    places = (some[within >> 3] << 3) + (within & 7)
+    return np.concatenate([places, end + np.flatnonzero(changed[end:])])
 
 
 def _gaps(counts: np.ndarray[tuple[int], np.dtype[np.int64]]) -> np.ndarray[Any, Any]:

@@ -126,6 +126,9 @@ def test_says_steps_and_memory_and_is_a_file_of_settings(tmp_path: Path) -> None
     assert on_two.endswith("on 1 trainer GPU; 1 rollout server of 2 GPUs")
     assert "# a rollout server on each of its GPUs (GiB): weights 0.0, KV cache 2.8" in on_two
     assert "#   together" in text
+    assert "rank 0's host" not in text
+    deltas = settings.changed(weights={"encoding": "delta"})
+    assert "# in the memory of rank 0's host (GiB): the version before 0.0" in dry_run(deltas)
     (tmp_path / "again.toml").write_text(text)
     assert load_settings(tmp_path / "again.toml", [], {}) == settings
     updates = {"num_mini_batches": 2, "num_iterations": 3}

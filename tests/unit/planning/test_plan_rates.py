@@ -16,6 +16,7 @@ from planning.simulation.compare import make_plan
 from planning.simulation.derive import derived
 from planning.simulation.limits import limits
 from planning.simulation.measure import measured
+from planning.simulation.rates import staged_s
 from planning.simulation.splits import Planner, best
 from planning.simulation.view import plan_json, plan_view
 from services.errors import InvalidInputError, SettingsError
@@ -51,6 +52,28 @@ def test_a_cluster_that_is_not_there_or_not_right_is_said(tmp_path: Path) -> Non
     file.write_text("[gpus")
     with pytest.raises(SettingsError, match="is not TOML"):
         load_cluster(str(file))
+
+
+@pytest.mark.parametrize("transport", ["shm", "disk", "http"])
+def test_a_delta_is_sent_in_less_time_and_made_in_more(transport: str) -> None:
+    """A share of the bytes goes over the network or the file system; all are compared."""
+    cluster, model = load_cluster("gh200x1024"), model_shape("Qwen/Qwen2-VL-2B-Instruct")
+    runs = (
+        settings().changed(weights={"transport": transport, "encoding": encoding})
+        for encoding in ("whole", "delta")
+    )
+    whole, delta = (derived(run, cluster, model) for run in runs)
+    assert delta["export_s"].value > whole["export_s"].value
+    assert delta["commit_s"] == whole["commit_s"]
+    of_whole, of_delta = (
+        staged_s(
+            *(table[f"stage_{name}s"].value for name in ("", "more_", "round_")), num_servers=512
+        )
+        for table in (whole, delta)
+    )
+    assert of_delta < of_whole / 2 or transport == "shm"
+    assert delta["stage_s"].value < whole["stage_s"].value
+    assert "delta" in delta["stage_s"].source
 
 
 def test_a_server_of_several_gpus_takes_so_many_of_the_split_and_is_faster() -> None:
