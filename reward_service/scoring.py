@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import TypeAdapter
 
+from reward_service.credit.increments import credits_of
 from reward_service.rubrics import rubric_for, rubric_version, terms_of
 from reward_service.similarity.registry import Similarities
 from reward_service.terms import TERMS, ComparedBatch
@@ -20,10 +21,11 @@ from scene_graph.boxes import BoxSpace
 from scene_graph.cleaning import clean_columns
 from scene_graph.graph import GraphColumns
 from scene_graph.matching import Comparison, compare
+from scene_graph.notations.elements import Elements, read_elements
 from scene_graph.parsing import ParsedCompletion, parse_completion
 from scene_graph.similarity import Similarity
 from services.errors import InvalidInputError, TooLargeError
-from services.schemas.rewards import Matched, Reward, RewardGroup, ScoredGroup, Task
+from services.schemas.rewards import Credit, Matched, Reward, RewardGroup, ScoredGroup, Task
 from services.schemas.rubrics import Rubric
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,10 @@ class _Item(NamedTuple):
     """Among the group's completions"""
     text: str
     parsed: ParsedCompletion
+    elements: Elements | None = None
+    """Where they are asked for and are all of the parsed graph"""
+    only_elements: bool = False
+    """Whether `parsed` is not what the text says, but the graph of its elements"""
 
 
 class RewardScorer:
@@ -63,11 +69,15 @@ class RewardScorer:
         self.max_total = sum(self.weights.values())
         self.similarity = similarity
 
-    def score(self, groups: Sequence[RewardGroup]) -> list[ScoredGroup]:
+    def score(self, groups: Sequence[RewardGroup], *, credit: bool = False) -> list[ScoredGroup]:
         """Rewards of every completion, groups and completions in the order given.
 
         References are cleaned by the rules for predictions (of a duplicate id the first stays), so
         that what is wrong in them can neither raise nor be matched.
+
+        Args:
+            groups: Completions with their references.
+            credit: Whether to say what each element of a completion adds (`Reward.credit`).
 
         Raises:
             InvalidInputError: The rubric looks at tokens and a group has no `num_tokens`.
@@ -76,9 +86,22 @@ class RewardScorer:
         self._check(groups)
         references = self._references(groups)
         rewards: dict[_Place, Reward] = {}
-        for items in self._batches(groups, references, rewards):
-            for item, reward in zip(items, self._score(items, groups, references), strict=True):
-                rewards[item.group, item.place] = reward
+        credits: dict[_Place, Credit] = {}
+        for items in self._batches(groups, references, rewards, credit=credit):
+            batch = self._batch(items, groups, references)
+            for item, reward in zip(items, self._rewards(items, batch), strict=True):
+                if not item.only_elements:
+                    rewards[item.group, item.place] = reward
+            if credit:
+                elements = [item.elements for item in items]
+                found = credits_of(batch, elements, self.weights, self.rubric)
+                for item, each in zip(items, found, strict=True):
+                    if each is not None:
+                        credits[item.group, item.place] = each
+        if credit:
+            for place, reward in rewards.items():
+                of_it = credits.get(place) or Credit(num_objects=0, spans=[], increments=[])
+                rewards[place] = reward.model_copy(update={"credit": of_it})
         return [
             ScoredGroup(
                 group_id=group.group_id,
@@ -116,8 +139,13 @@ class RewardScorer:
         groups: Sequence[RewardGroup],
         references: list[GraphColumns],
         rewards: dict[_Place, Reward],
+        *,
+        credit: bool,
     ) -> Iterator[list[_Item]]:
-        """Completions that parse, so many at a time; the others get the lowest reward here."""
+        """Completions that parse, so many at a time; the others get the lowest reward here.
+
+        With `credit` there is a second item of a completion whose elements are another graph.
+        """
         items: list[_Item] = []
         num_pairs = num_before = 0
         for i, group in enumerate(groups):
@@ -126,10 +154,13 @@ class RewardScorer:
                 parsed = parse_completion(text, space, task=self.task, notation=group.notation)
                 if parsed.status != "ok":
                     rewards[i, place] = self._lowest(parsed)
-                    continue
-                items.append(_Item(i, place, text, parsed))
-                num_pairs += len(parsed.columns.ids) * len(wanted.ids)
-                num_pairs += len(parsed.columns.predicates) * len(wanted.predicates)
+                item = _Item(i, place, text, parsed)
+                added = self._with_elements(item, group, space) if credit else [item]
+                added = [each for each in added if each.parsed.status == "ok"]
+                items += added
+                for each in added:
+                    num_pairs += len(each.parsed.columns.ids) * len(wanted.ids)
+                    num_pairs += len(each.parsed.columns.predicates) * len(wanted.predicates)
                 if num_before + num_pairs > MAX_PAIRS:
                     raise TooLargeError(
                         f"completions and references have over {MAX_PAIRS} pairs of objects and "
@@ -141,10 +172,23 @@ class RewardScorer:
         if items:
             yield items
 
-    def _score(
-        self, items: list[_Item], groups: Sequence[RewardGroup], references: list[GraphColumns]
-    ) -> list[Reward]:
-        batch = self._batch(items, groups, references)
+    def _with_elements(self, item: _Item, group: RewardGroup, space: BoxSpace) -> list[_Item]:
+        """The completion, and once more with the graph of its elements if that is another."""
+        elements = read_elements(
+            item.text,
+            space.scale,
+            self.task,
+            group.notation,
+            thinking=group.require_thinking,
+        )
+        if item.parsed.status == "ok" and elements.columns == item.parsed.columns:
+            return [item._replace(elements=elements)]
+        if not elements.spans:
+            return [item]
+        graph = ParsedCompletion(status="ok", columns=elements.columns)
+        return [item, item._replace(parsed=graph, elements=elements, only_elements=True)]
+
+    def _rewards(self, items: list[_Item], batch: ComparedBatch) -> list[Reward]:
         values = {name: TERMS[name].function(batch, self.rubric) for name in self.weights}
         total = np.zeros(len(items))
         for name, weight in self.weights.items():

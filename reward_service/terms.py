@@ -56,6 +56,16 @@ class ComparedBatch:
         return self.comparison.pairs
 
     @property
+    def matched(self) -> Indices:
+        """[M] the pairs of objects that are matched."""
+        return self.pairs.matched
+
+    @property
+    def num_objects(self) -> Indices:
+        """[B] predicted objects."""
+        return self.comparison.predicted.num_objects
+
+    @property
     def num_reference_objects(self) -> Indices:
         """[B] objects of each completion's reference."""
         return self.comparison.reference.num_objects[self.comparison.group]
@@ -65,31 +75,45 @@ class ComparedBatch:
         """[B] triplets of each completion's reference."""
         return self.comparison.reference.num_triplets[self.comparison.group]
 
+    @property
+    def num_annotated_triplets(self) -> Floats:
+        """[B] predicted triplets that are `Comparison.annotated`."""
+        return self.comparison.per_graph(
+            self.comparison.predicted.triplet_graph, self.comparison.annotated
+        )
+
     def sum_matched(self, values: Floats | Flags) -> Floats:
         """[B] sums of [M] values of the matched pairs."""
-        predicted = self.pairs.predicted[self.pairs.matched]
+        predicted = self.pairs.predicted[self.matched]
         return self.comparison.per_graph(self.comparison.predicted.object_graph[predicted], values)
 
-    def best_by_instance(self, which: Flags) -> Floats:
-        """[I] greatest similarity among the triplet pairs of each instance that `which` ([K]) has.
+    def sum_best(self, which: Flags, weights: Floats | None = None) -> Floats:
+        """[B] sums over reference triplets of the greatest similarity of one of their pairs.
 
-        An instance is a reference triplet as one completion is held against it.
+        Args:
+            which: [K] the triplet pairs that count.
+            weights: [I] of the instances of reference triplets (as one completion is held against
+                them), if not 1.
         """
         triplets = self.comparison.triplets
         best = np.zeros(len(self.comparison.instance_owner))
         np.maximum.at(best, triplets.instance[which], triplets.similarity[which])
-        return best
+        values = best if weights is None else weights * best
+        return self.comparison.per_graph(self.comparison.instance_owner, values)
 
-    def share_of_triplets(self, values: Floats) -> Floats:
-        """[B] sums of [I] values of instances / number of reference triplets."""
-        total = self.comparison.per_graph(self.comparison.instance_owner, values)
-        return share(total, self.num_reference_triplets)
+    def sum_instances(self, weights: Floats) -> Floats:
+        """[B] sums of [I] weights of each completion's instances of reference triplets."""
+        return self.comparison.per_graph(self.comparison.instance_owner, weights)
 
-    def share_of_assigned(self, pairs: Indices) -> Floats:
-        """[B] sum of similarity over [C] triplet pairs / number of reference triplets."""
-        triplets = self.comparison.triplets
-        total = self.comparison.per_graph(triplets.owner[pairs], triplets.similarity[pairs])
-        return share(total, self.num_reference_triplets)
+    def sum_assigned(self) -> Floats:
+        """[B] the greatest sum of similarity over one-to-one pairs of triplets that overlap."""
+        triplets, pairs = self.comparison.triplets, self.comparison.assigned
+        return self.comparison.per_graph(triplets.owner[pairs], triplets.similarity[pairs])
+
+    def sum_assigned_hits(self) -> Floats:
+        """[B] the same over pairs of equal names, as many as can be."""
+        triplets, pairs = self.comparison.triplets, self.comparison.assigned_hits
+        return self.comparison.per_graph(triplets.owner[pairs], triplets.similarity[pairs])
 
 
 TermFunction = Callable[[ComparedBatch, Rubric], Floats]
@@ -105,6 +129,9 @@ class Term:
     function: TermFunction
     tasks: frozenset[Task]
     """Elsewhere it is left out of breakdown and total."""
+    by_element: bool = False
+    """Whether it is made of the methods of `ComparedBatch`, so that it is known of the graph after
+    each element (`reward_service.credit`); else it is about a text as a whole."""
 
 
 _TERMS: dict[str, Term] = {}
@@ -118,12 +145,12 @@ def add_term(name: str, term: Term) -> None:
 
 
 def _term(
-    name: str, tasks: frozenset[Task], formula: str
+    name: str, tasks: frozenset[Task], formula: str, *, by_element: bool = True
 ) -> Callable[[TermFunction], TermFunction]:
     """List the function below as the term of this name."""
 
     def listed(function: TermFunction) -> TermFunction:
-        _TERMS[name] = Term(formula=formula, function=function, tasks=tasks)
+        _TERMS[name] = Term(formula=formula, function=function, tasks=tasks, by_element=by_element)
         return function
 
     return listed
@@ -135,6 +162,7 @@ def _term(
     "1 if the whole text is <answer>...</answer> (after <think>...</think>, where the "
     "prompt asked for it), nothing was dropped and the graph is not empty; else 0, or 0.5 with "
     "format_partial_credit for a graph without the tags",
+    by_element=False,
 )
 def _format(batch: ComparedBatch, rubric: Rubric) -> Floats:
     predicted = batch.comparison.predicted
@@ -145,13 +173,13 @@ def _format(batch: ComparedBatch, rubric: Rubric) -> Floats:
 
 @_term("node_category", WITH_BOXES, "sum over matched pairs of sim / |R objects|")
 def _node_category(batch: ComparedBatch, _: Rubric) -> Floats:
-    similarity = batch.pairs.similarity[batch.pairs.matched]
+    similarity = batch.pairs.similarity[batch.matched]
     return share(batch.sum_matched(similarity), batch.num_reference_objects)
 
 
 @_term("node_box", WITH_BOXES, "sum over matched pairs of (2 IoU + 5 exp(-L1)) / 7 / |R objects|")
 def _node_box(batch: ComparedBatch, _: Rubric) -> Floats:
-    matched = batch.pairs.matched
+    matched = batch.matched
     values = (2 * batch.pairs.iou[matched] + 5 * np.exp(-batch.pairs.l1[matched])) / 7
     return share(batch.sum_matched(values), batch.num_reference_objects)
 
@@ -166,8 +194,9 @@ def _node_box(batch: ComparedBatch, _: Rubric) -> Floats:
 def _edge(batch: ComparedBatch, _: Rubric) -> Floats:
     """Names of triplets between matched objects; for `cls` nothing is matched."""
     if batch.task == "cls":
-        return batch.share_of_assigned(batch.comparison.assigned)
-    return batch.share_of_triplets(batch.best_by_instance(batch.comparison.triplets.matched))
+        return share(batch.sum_assigned(), batch.num_reference_triplets)
+    matched = batch.comparison.triplets.matched
+    return share(batch.sum_best(matched), batch.num_reference_triplets)
 
 
 @_term(
@@ -178,8 +207,8 @@ def _edge(batch: ComparedBatch, _: Rubric) -> Floats:
 )
 def _edge_hard(batch: ComparedBatch, _: Rubric) -> Floats:
     if batch.task == "cls":
-        return batch.share_of_assigned(batch.comparison.assigned_hits)
-    return batch.share_of_triplets(_hits(batch))
+        return share(batch.sum_assigned_hits(), batch.num_reference_triplets)
+    return share(batch.sum_best(_hits(batch)), batch.num_reference_triplets)
 
 
 @_term(
@@ -189,7 +218,8 @@ def _edge_hard(batch: ComparedBatch, _: Rubric) -> Floats:
     "both boxes IoU >= 0.5 / |R triplets|",
 )
 def _edge_hard_relaxed(batch: ComparedBatch, _: Rubric) -> Floats:
-    return batch.share_of_triplets(batch.best_by_instance(batch.comparison.triplets.overlap))
+    overlap = batch.comparison.triplets.overlap
+    return share(batch.sum_best(overlap), batch.num_reference_triplets)
 
 
 @_term(
@@ -205,10 +235,8 @@ def _triplet_f1(batch: ComparedBatch, rubric: Rubric) -> Floats:
     Annotations are incomplete, so a triplet whose subject or object overlaps no reference object is
     not held against the prediction.
     """
-    c = batch.comparison
-    triplets = c.triplets
-    total = c.per_graph(triplets.owner[c.assigned], triplets.similarity[c.assigned])
-    precision = share(total, c.per_graph(c.predicted.triplet_graph, c.annotated))
+    total = batch.sum_assigned()
+    precision = share(total, batch.num_annotated_triplets)
     recall = share(total, batch.num_reference_triplets)
     square = rubric.beta**2
     return share((1 + square) * precision * recall, square * precision + recall)
@@ -218,9 +246,9 @@ def _triplet_f1(batch: ComparedBatch, rubric: Rubric) -> Floats:
     "object_precision", WITH_BOXES, "matched pairs with an equal name and IoU >= 0.5 / |P objects|"
 )
 def _object_precision(batch: ComparedBatch, _: Rubric) -> Floats:
-    matched = batch.pairs.matched
+    matched = batch.matched
     good = batch.pairs.same_name[matched] & batch.pairs.overlap[matched]
-    return share(batch.sum_matched(good), batch.comparison.predicted.num_objects)
+    return share(batch.sum_matched(good), batch.num_objects)
 
 
 @_term(
@@ -233,11 +261,15 @@ def _predicate_balanced(batch: ComparedBatch, rubric: Rubric) -> Floats:
     weight = np.array([1.0 / table.get(name, rarest) for name in batch.comparison.names])
     c = batch.comparison
     weights = weight[c.reference.predicates[c.instance_triplet]]
-    total = c.per_graph(c.instance_owner, weights)
-    return share(c.per_graph(c.instance_owner, weights * _hits(batch)), total)
+    return share(batch.sum_best(_hits(batch), weights), batch.sum_instances(weights))
 
 
-@_term("length_penalty", ALL_TASKS, "1 up to length.start, falling linearly to 0 at length.end")
+@_term(
+    "length_penalty",
+    ALL_TASKS,
+    "1 up to length.start, falling linearly to 0 at length.end",
+    by_element=False,
+)
 def _length_penalty(batch: ComparedBatch, rubric: Rubric) -> Floats:
     """One minus DAPO's soft overlong punishment (arXiv 2503.14476, section 3.4)."""
     assert rubric.length is not None
@@ -253,7 +285,8 @@ def share(total: Floats, count: Floats | Indices) -> Floats:
     return np.minimum(shares, 1.0, out=shares)
 
 
-def _hits(batch: ComparedBatch) -> Floats:
-    """[I] 1 for reference triplets that a predicted triplet hits: equal names have similarity 1."""
+def _hits(batch: ComparedBatch) -> Flags:
+    """[K] pairs of triplets that hit: equal names have similarity 1."""
     triplets = batch.comparison.triplets
-    return batch.best_by_instance(triplets.same_names & triplets.overlap)
+    flags: Flags = triplets.same_names & triplets.overlap
+    return flags

@@ -54,6 +54,8 @@ class ObjectPairs:
     """[N]"""
     overlap: Flags
     """[N] IoU >= 0.5"""
+    cost: Floats
+    """[N] of matching them"""
     matched: Indices
     """[M] the pairs of the optimal assignment"""
 
@@ -263,6 +265,7 @@ def _object_pairs(
         iou=iou,
         l1=l1,
         overlap=iou >= MIN_IOU,
+        cost=cost,
         matched=assign(cost, p.num_objects, r.num_objects[group]),
     )
 

@@ -58,7 +58,7 @@ class Answerer:
         request = read_request(body)
         # A scorer is made in microseconds, and a table that changed on disk counts at once.
         scorer = make_scorer(request.rubric, request.task, self._similarities)
-        groups = request.in_order(_score(scorer, request.groups))
+        groups = request.in_order(_score(scorer, request.groups, credit=request.credit))
         name = scorer.rubric.name
         response = RewardResponse(rubric=name, rubric_version=scorer.rubric_version, groups=groups)
         return Answer(
@@ -71,10 +71,12 @@ class Answerer:
         )
 
 
-def _score(scorer: RewardScorer, groups: Sequence[RewardGroup]) -> list[ScoredGroup]:
+def _score(
+    scorer: RewardScorer, groups: Sequence[RewardGroup], *, credit: bool
+) -> list[ScoredGroup]:
     """All at once; where that fails, one by one, so that the others keep their rewards."""
     try:
-        return scorer.score(groups)
+        return scorer.score(groups, credit=credit)
     except TooLargeError:
         raise  # alone, one by one, they would cost more
     except Exception as error:  # noqa: BLE001 — whatever it is, it may be of one group
@@ -82,7 +84,7 @@ def _score(scorer: RewardScorer, groups: Sequence[RewardGroup]) -> list[ScoredGr
     scored, failures = [], []
     for group in groups:
         try:
-            scored += scorer.score([group])
+            scored += scorer.score([group], credit=credit)
         except Exception as error:  # noqa: BLE001 — the other groups keep their rewards
             failures.append(_known(error, group))
             scored.append(_failed(group, failures[-1]))

@@ -41,6 +41,7 @@ class ReadRequest:
 
     task: Task
     rubric: str | dict[str, Any]
+    credit: bool
     groups: list[RewardGroup]
     """Those that can be scored, at least one, in the order of the request."""
     refused: dict[int, ScoredGroup] = field(default_factory=dict)
@@ -91,7 +92,13 @@ def read_request(body: bytes) -> ReadRequest:
             f"the request has {num_completions} completions; send at most {MAX_COMPLETIONS} "
             "at a time, in fewer groups"
         )
-    return ReadRequest(task=envelope.task, rubric=envelope.rubric, groups=groups, refused=refused)
+    return ReadRequest(
+        task=envelope.task,
+        rubric=envelope.rubric,
+        credit=envelope.credit,
+        groups=groups,
+        refused=refused,
+    )
 
 
 def _parse(body: bytes) -> Any:

@@ -40,6 +40,11 @@ class TrainGroup(Versioned):
     advantages: list[float] = Field(default_factory=list)
     """One for each completion; empty until the step's batch is formed
     (`trainer.collection.advantages`)."""
+    element_advantages: list[list[float]] = Field(
+        default_factory=list, exclude_if=lambda all_: not all_
+    )
+    """With `algorithm.credit = "element"`: for each completion those of its K + 1 places, before
+    each element of `Reward.credit` and behind the last."""
     reference: GroupReference | None = None
     """None where the group comes from no dataset, and in records of earlier releases."""
 

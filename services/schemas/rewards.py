@@ -85,6 +85,8 @@ class RewardRequest(Versioned):
     task: Task = "sgg"
     rubric: str | dict[str, Any] = "balanced"
     """A rubric's name, or a rubric in full (`GET /v1/rubrics` shows both)."""
+    credit: bool = Field(default=False, exclude_if=lambda credit: not credit)
+    """Whether to say what each element of a completion adds."""
     groups: list[RewardGroup] = Field(min_length=1, max_length=1024)
 
 
@@ -93,6 +95,23 @@ class Matched(Message):
 
     objects: int
     relationships: int
+
+
+class Credit(Message):
+    """What each of the K elements of a completion adds to its total, in the order of writing.
+
+    What the increments leave of the total is earned at the end of the text. What is said up to a
+    place does not depend on what is written behind it.
+
+    Example: `{"num_objects": 1, "spans": [[13, 50], [70, 121]], "increments": [0.75, 2.5]}`
+    """
+
+    num_objects: int
+    """So many objects come first; triplets follow."""
+    spans: list[tuple[int, int]]
+    """[K] first character of each and the one after its last, counted in Unicode code points."""
+    increments: list[Score]
+    """[K] total of the graph with the element less that of the graph before it."""
 
 
 class Reward(Message):
@@ -112,6 +131,8 @@ class Reward(Message):
     …)."""
     truncated: bool = False
     """With `invalid_json`: the text stops before its JSON, or its last line, ends."""
+    credit: Credit | None = Field(default=None, exclude_if=lambda credit: credit is None)
+    """Where the request asks for it."""
 
 
 class GroupError(Message):

@@ -53,6 +53,12 @@ class AlgorithmSettings(Section):
     normalise: Literal["total", "terms"] = "total"
     """Compare total rewards within a group, or each term by itself and add the results with the
     rubric's weights (GDPO)."""
+    credit: Literal["answer", "element"] = "answer"
+    """Whether all tokens of a completion get its reward, or each the reward that is still to come
+    after the objects and triplets that were written before it."""
+    credit_lambda: float = Field(default=1.0, ge=0, le=1)
+    """With `credit = "element"`: below 1, what an element is given for later ones fades by this
+    factor an element; less variance, and a bias."""
     old_logprobs: Literal["sampler", "trainer"] = "sampler"
     """The ratio's denominator: what the sampler drew with, which corrects for lag and mismatch in
     the ratio itself; or the trainer's own before the step's first update, with `correction` for the
@@ -91,6 +97,17 @@ class AlgorithmSettings(Section):
             )
         if bool(self.overlong_buffer) != bool(self.overlong_penalty):
             raise ValueError("overlong_buffer and overlong_penalty go together: set both or none")
+        if self.credit == "element" and self.loss == "gspo":
+            raise ValueError(
+                "credit = 'element' needs a ratio for each token, and loss = 'gspo' has one for a "
+                "completion: take another loss"
+            )
+        if self.credit == "element" and self.normalise == "terms":
+            raise ValueError(
+                "credit = 'element' is of the total reward: leave out normalise = 'terms'"
+            )
+        if self.credit_lambda != 1 and self.credit != "element":
+            raise ValueError(f"credit_lambda = {self.credit_lambda:g} needs credit = 'element'")
         if self.max_replaced and not self.dynamic_sampling:
             raise ValueError(f"max_replaced = {self.max_replaced} needs dynamic_sampling = true")
         return self

@@ -41,6 +41,8 @@ MESSAGES: dict[str, type[BaseModel]] = {
     "scene_graph_response": SceneGraphResponse,
     "reward_request": RewardRequest,
     "reward_response": RewardResponse,
+    "reward_request_credit": RewardRequest,
+    "reward_response_credit": RewardResponse,
     "stage_request": StageRequest,
     "stage_request_delta": StageRequest,
     "commit_request": CommitRequest,
@@ -51,6 +53,13 @@ MESSAGES: dict[str, type[BaseModel]] = {
 }
 EARLIER = "earlier/88e81e3"
 """The messages of the release before messages had a version, as it had them."""
+NEWER = {
+    "stage_request_delta",
+    "pass_on_request",
+    "reward_request_credit",
+    "reward_response_credit",
+}
+"""What that release did not have"""
 VERSIONED = sorted(name for name, kind in MESSAGES.items() if issubclass(kind, Versioned))
 
 
@@ -78,9 +87,7 @@ def test_all_but_the_public_interface_has_a_version() -> None:
     assert set(MESSAGES) - set(VERSIONED) == {"scene_graph_request", "scene_graph_response"}
 
 
-@pytest.mark.parametrize(
-    "name", sorted(set(VERSIONED) - {"stage_request_delta", "pass_on_request"})
-)
+@pytest.mark.parametrize("name", sorted(set(VERSIONED) - NEWER))
 def test_messages_of_the_release_before_versions_are_read(name: str) -> None:
     message = parse(MESSAGES[name], json.dumps(golden(f"{EARLIER}/{name}")))
     known = {"version", "gpu", "manifest", "checksum"}  # what has another name or value now
@@ -134,18 +141,25 @@ def test_a_server_from_before_it_could_have_several_gpus_is_read() -> None:
     assert ServerRecord.model_validate_json(json.dumps(old | {"gpu": None})).gpus == []
 
 
-def test_the_reward_service_answers_the_golden_request_with_the_golden_response() -> None:
-    request = RewardRequest.model_validate(golden("reward_request"))
+@pytest.mark.parametrize("asking", ["", "_credit"])
+def test_the_reward_service_answers_the_golden_request_with_the_golden_response(
+    asking: str,
+) -> None:
+    request = RewardRequest.model_validate(golden(f"reward_request{asking}"))
     scorer = make_scorer(request.rubric, request.task)
-    response = RewardResponse.model_validate(golden("reward_response"))
+    response = RewardResponse.model_validate(golden(f"reward_response{asking}"))
     assert (response.rubric, response.rubric_version) == ("balanced", scorer.rubric_version)
-    for group, expected in zip(scorer.score(request.groups), response.groups, strict=True):
+    scored = scorer.score(request.groups, credit=request.credit)
+    for group, expected in zip(scored, response.groups, strict=True):
         for got, want in zip(group.rewards, expected.rewards, strict=True):
             assert got.total == pytest.approx(want.total)
             assert got.breakdown == pytest.approx(want.breakdown)
-            assert got.model_copy(update={"total": 0.0, "breakdown": {}}) == want.model_copy(
-                update={"total": 0.0, "breakdown": {}}
-            )
+            assert (got.credit is None) == (want.credit is None)
+            if got.credit and want.credit:
+                assert got.credit.spans == want.credit.spans
+                assert got.credit.increments == pytest.approx(want.credit.increments)
+            numbers = {"total": 0.0, "breakdown": {}, "credit": None}
+            assert got.model_copy(update=numbers) == want.model_copy(update=numbers)
 
 
 def test_the_golden_graph_is_what_its_text_says() -> None:

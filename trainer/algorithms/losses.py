@@ -58,7 +58,7 @@ def policy_loss(
         algorithm: The run's.
         policy_logprobs: [N, L] of the trainer, with gradient.
         rollout_logprobs: [N, L] of the sampler.
-        advantages: [N]
+        advantages: [N], or [N, L] of each token (`element_credit`).
         loss_mask: [N, L] 1 on completion tokens.
         token_weights: [N, L] what makes the sum the mean that the loss wants; 0 beyond the mask.
         entropies: [N, L] of the policy, in nats; only logged.

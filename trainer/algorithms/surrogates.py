@@ -37,11 +37,11 @@ def surrogate(
         algorithm: The run's.
         policy_logprobs: [N, L] with gradient.
         old_logprobs: [N, L] of the policy that the ratio starts from.
-        advantages: [N]
+        advantages: [N], or [N, L] of each token; not for gspo.
         loss_mask: [N, L]
     """
     log_ratio = (policy_logprobs - old_logprobs) * loss_mask
-    weight = advantages.unsqueeze(1)
+    weight = advantages if advantages.dim() == 2 else advantages.unsqueeze(1)
     if algorithm.loss == "gspo":
         log_ratio = sequence_mean(log_ratio, loss_mask)
     ratio = torch.exp(log_ratio)
@@ -71,7 +71,7 @@ def clipped_ratio(
 
     Args:
         ratio: [N, L] or [N, 1].
-        weight: [N, 1] advantages.
+        weight: [N, 1] advantages, or [N, L].
         clip_low: `algorithm.clip_low`
         clip_high: `algorithm.clip_high`
         delta: `algorithm.delta`, over 1 + clip_high.
@@ -102,7 +102,7 @@ def weighted_likelihood(
     Args:
         ratio: [N, L]
         policy_logprobs: [N, L]
-        weight: [N, 1] advantages.
+        weight: [N, 1] advantages, or [N, L].
         clip_high: `algorithm.clip_high`
     """
     capped = ratio.detach().clamp(max=1 + clip_high)
@@ -126,7 +126,7 @@ def soft_gate(
 
     Args:
         ratio: [N, L]
-        weight: [N, 1] advantages.
+        weight: [N, 1] advantages, or [N, L].
         temperature_pos: `algorithm.sapo_temperature_pos`, for advantages over 0.
         temperature_neg: `algorithm.sapo_temperature_neg`
     """

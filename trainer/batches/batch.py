@@ -19,6 +19,7 @@ from trainer.algorithms.logprobs import AllowedTokens
 from trainer.batches.images import ImageFeatures
 from trainer.batches.mask_replay import MaskReplay, allowed_tokens
 from trainer.batches.micro_batches import PackedRow
+from trainer.batches.token_credit import token_advantages
 
 RopeIndex = Callable[..., tuple[Tensor, Tensor]]
 """A model's `get_rope_index`."""
@@ -64,7 +65,7 @@ class MicroBatch:
     token_weights: Tensor
     """[N, L] share of each token in its update's loss (`algorithms.weighting`)."""
     advantages: Tensor
-    """[N]"""
+    """[N], or [N, L] where each token has its own."""
     order: list[tuple[int, int]]
     """[N] the place of each one's group in the batch, and its own in the group."""
     allowed: AllowedTokens | None = None
@@ -89,6 +90,8 @@ class PreparedGroup:
     image: ImageFeatures
     positions: Tensor
     """[3, prompt]"""
+    token_advantages: Sequence[Sequence[float]] = ()
+    """[G][tokens], where elements have advantages of their own (`token_credit`)."""
     masks: Sequence[Sequence[bytes]] = ()
     """[G][tokens] packed, where the group was sampled under a grammar (`mask_replay`)."""
 
@@ -101,6 +104,7 @@ def prepare_group(
     *,
     image_token_id: int,
     replay: MaskReplay | None = None,
+    tokenizer: Any = None,
 ) -> PreparedGroup:
     """Check a group against its image and lay out its prompt.
 
@@ -111,6 +115,7 @@ def prepare_group(
         rope_index: The policy's own.
         image_token_id: The placeholder of one visual token.
         replay: Of the grammar that the run samples under, if it does.
+        tokenizer: The policy's; only looked at where elements have advantages.
 
     Raises:
         InvalidInputError: The prompt's placeholders do not match the image's features, or a
@@ -135,7 +140,22 @@ def prepare_group(
         weights=weights,
         image=image,
         positions=positions[:, 0],
+        token_advantages=_token_advantages(group, tokenizer),
         masks=() if replay is None else _masks(group, replay),
+    )
+
+
+def _token_advantages(group: TrainGroup, tokenizer: Any) -> list[list[float]]:
+    return (
+        [
+            token_advantages(completion, reward.credit, advantages, tokenizer)
+            for completion, reward, advantages in zip(
+                group.rollout.completions, group.rewards, group.element_advantages, strict=True
+            )
+            if reward.credit is not None
+        ]
+        if group.element_advantages
+        else []
     )
 
 
@@ -224,8 +244,15 @@ def _completions(
         "loss_mask": loss_mask,
         "rollout_logprobs": _padded([torch.tensor(c.rollout_logprobs) for c in found]),
         "token_weights": loss_mask * weights.unsqueeze(1),
-        "advantages": torch.tensor([prepared.group.advantages[i] for prepared, i in members]),
+        "advantages": _advantages(members),
     }
+
+
+def _advantages(members: Sequence[tuple[PreparedGroup, int]]) -> Tensor:
+    """[N], or [N, L] where tokens have their own: then those of all groups of a run do."""
+    if all(prepared.token_advantages for prepared, _ in members):
+        return _padded([torch.tensor(prepared.token_advantages[i]) for prepared, i in members])
+    return torch.tensor([prepared.group.advantages[i] for prepared, i in members])
 
 
 def _padded(rows: Sequence[Tensor]) -> Tensor:

@@ -72,6 +72,7 @@ class Preparation:
                 self.rope_index,
                 image_token_id=self.processor.image_token_id,
                 replay=self.replay,
+                tokenizer=self.processor.tokenizer,
             )
             for place, group, weights in zip(
                 part.plan.groups, part.groups, part.weights, strict=True

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from services.schemas.groups import TrainGroup
-from services.schemas.rewards import Reward
+from services.schemas.rewards import Credit, Reward
 from services.settings.training import AlgorithmSettings
 from trainer.algorithms.advantages import group_relative, overlong_punishment, term_relative
+from trainer.algorithms.element_credit import element_relative
 
 EQUAL_WITHIN = 1e-6
 """A term counts things: a smaller difference is its rounding, which teaches nothing."""
@@ -54,6 +55,8 @@ def with_advantages(
     if algorithm.normalise == "total":
         totals = _tensor([[r.total for r in group.rewards] for group in groups])
         totals = totals + algorithm.overlong_penalty * punishment
+        if algorithm.credit == "element":
+            return _with_element_advantages(groups, totals, algorithm)
         advantages = group_relative(totals, algorithm.advantage_scale)
     else:
         names = list(groups[0].rewards[0].breakdown)
@@ -65,6 +68,40 @@ def with_advantages(
         group.model_copy(update={"advantages": row})
         for group, row in zip(groups, advantages.tolist(), strict=True)
     ]
+
+
+def _with_element_advantages(
+    groups: Sequence[TrainGroup], totals: Tensor, algorithm: AlgorithmSettings
+) -> list[TrainGroup]:
+    """A completion's own advantage is that of its first token."""
+    credits = [[_credit(reward) for reward in group.rewards] for group in groups]
+    counts = [[len(credit.increments) for credit in group] for group in credits]
+    most = max(map(max, counts))
+    padded = [[[*c.increments, *[0.0] * (most - len(c.increments))] for c in g] for g in credits]
+    advantages = element_relative(
+        totals,
+        _tensor(padded),
+        torch.tensor([[credit.num_objects for credit in group] for group in credits]),
+        torch.tensor(counts),
+        scale=algorithm.advantage_scale,
+        decay=algorithm.credit_lambda,
+    )
+    return [
+        group.model_copy(
+            update={
+                "advantages": [row[0] for row in rows],
+                "element_advantages": [
+                    row[: count + 1] for row, count in zip(rows, of_group, strict=True)
+                ],
+            }
+        )
+        for group, rows, of_group in zip(groups, advantages.tolist(), counts, strict=True)
+    ]
+
+
+def _credit(reward: Reward) -> Credit:
+    assert reward.credit is not None, "group_scoring asks for it, and refuses rewards without"
+    return reward.credit
 
 
 def _punishment(

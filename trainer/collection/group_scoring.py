@@ -59,6 +59,7 @@ class GroupScoring:
     def __init__(self, settings: Settings) -> None:
         self._rubric = settings.reward.rubric
         self._data = settings.data
+        self._by_element = settings.algorithm.credit == "element"
         self._wait_timeout_s = settings.trainer.wait_timeout_s
         self._client = RewardClient(
             settings.reward.url, token=settings.data_token, timeout_s=settings.reward.timeout_s
@@ -147,9 +148,13 @@ class GroupScoring:
         return [next(scored) if isinstance(group, RewardGroup) else group for group in made]
 
     async def _send(self, groups: list[RewardGroup]) -> list[RewardsOrError]:
-        request = RewardRequest(task=self._data.task, rubric=self._rubric, groups=groups)
+        request = RewardRequest(
+            task=self._data.task, rubric=self._rubric, credit=self._by_element, groups=groups
+        )
         scored = (await self._client.score(request)).groups
         found = [group.error or group.rewards for group in scored]
+        if self._by_element:
+            found = [_NO_CREDIT if _lacks_credit(each) else each for each in found]
         good = [group for group, each in zip(groups, found, strict=True) if isinstance(each, list)]
         if good:
             self._known_good = good[0]
@@ -227,6 +232,16 @@ class GroupScoring:
         if isinstance(error, UnauthorizedError):
             raise error
         await self._patience.endure(error)
+
+
+_NO_CREDIT = GroupError(
+    detail="the reward service does not say what each element adds, which algorithm.credit needs: "
+    "start it from this release"
+)
+
+
+def _lacks_credit(found: RewardsOrError) -> bool:
+    return isinstance(found, list) and any(reward.credit is None for reward in found)
 
 
 def _may_pass(found: RewardsOrError) -> bool:

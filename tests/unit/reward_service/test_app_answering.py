@@ -28,11 +28,11 @@ FAILURES: dict[str, Exception] = {
 class FragileScorer(RewardScorer):
     """Fails on a batch that holds a group named after a failure."""
 
-    def score(self, groups: Sequence[RewardGroup]) -> list[ScoredGroup]:
+    def score(self, groups: Sequence[RewardGroup], *, credit: bool = False) -> list[ScoredGroup]:
         for group in groups:
             if group.group_id in FAILURES:
                 raise FAILURES[group.group_id]
-        return super().score(groups)
+        return super().score(groups, credit=credit)
 
 
 def make_fragile(wanted: str | dict[str, Any], task: Task, _: Similarities) -> RewardScorer:

@@ -1,0 +1,1 @@
+"""What each element of an answer adds to its reward."""
