@@ -18,7 +18,6 @@ import asyncio
 import io
 import itertools
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
+from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -140,10 +140,13 @@ def _works(
 _BEFORE = """
 import asyncio, itertools, json, sys
 from pathlib import Path
+from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 from time import perf_counter
-from os import times
 from benchmarks.weights import _server, _settings
 from services.clients.base import ServiceClient
+
+def cores():
+    return sum(sum(getrusage(who)[:2]) for who in (RUSAGE_SELF, RUSAGE_CHILDREN))
 
 async def by_curl(url, path, file):
     curl = ["curl", "-sSf", "--noproxy", "*", "-o", "/dev/null", "-T", str(file), url + path]
@@ -159,9 +162,9 @@ async def main(root, file):
             way = (await asyncio.to_thread(sys.stdin.readline)).strip()
             if not way:
                 break
-            start, cores = perf_counter(), sum(times()[:4])
+            start, used = perf_counter(), cores()
             assert await {"upload": by_curl, "sent": by_client}[way](url, f"/1/{version}", file)
-            print(json.dumps([perf_counter() - start, sum(times()[:4]) - cores]), flush=True)
+            print(json.dumps([perf_counter() - start, cores() - used]), flush=True)
 
 asyncio.run(main(*map(Path, sys.argv[1:])))
 """
@@ -212,7 +215,8 @@ async def _medians(works: dict[str, Work], rounds: int) -> dict[str, Seconds]:
 
 
 def _now() -> Seconds:
-    return Seconds(time.perf_counter(), sum(os.times()[:4]))
+    used = sum(sum(getrusage(who)[:2]) for who in (RUSAGE_SELF, RUSAGE_CHILDREN))
+    return Seconds(time.perf_counter(), used)
 
 
 async def _stage(updater: WeightUpdater, manifest: WeightManifest, transport: str) -> None:

@@ -86,15 +86,16 @@ class SpoolFile:
 
     def pieces(self, num_bytes: int) -> Iterator[memoryview]:
         """All its bytes, of which there are so many now, to be written in this order."""
-        if self._memory is None or len(self._memory) != num_bytes:
+        is_new = self._memory is None or len(self._memory) != num_bytes
+        if is_new:
             self._memory = None
             os.ftruncate(self.descriptor, num_bytes)
             self._memory = mmap.mmap(self.descriptor, num_bytes) if num_bytes else None
         view = memoryview(self._memory or b"")
         for start in range(0, num_bytes, _PIECE_BYTES):
             piece = view[start : start + _PIECE_BYTES]
-            # A write to a mapped page that has no room on the disk would end the process.
-            os.posix_fallocate(self.descriptor, start, len(piece))
+            if is_new:  # a write to a mapped page that has no room on the disk ends the process
+                os.posix_fallocate(self.descriptor, start, len(piece))
             yield piece
 
     def is_shared(self) -> bool:
