@@ -73,12 +73,12 @@ class Cost(NamedTuple):
 
     @classmethod
     def between(cls, times: Sequence[float]) -> "Cost":
-        """Of the times at which parts began or ended."""
+        """Each part's, by the times at which they began and ended."""
         return cls(*(after - before for before, after in pairwise(times)))
 
     @classmethod
     def median(cls, costs: Sequence["Cost"]) -> "Cost":
-        """Of each part."""
+        """Each part's median."""
         return cls(*map(statistics.median, zip(*costs, strict=True)))
 
 

@@ -53,6 +53,11 @@ def tensor_digests(
     return of_each(tensors, lambda name: tensor_digest(tensors[name], algorithm))
 
 
+def num_threads() -> int:
+    """Threads that hash at the same time: as many as cores, up to `_MAX_THREADS`."""
+    return min(len(os.sched_getaffinity(0)), _MAX_THREADS)
+
+
 def of_each(tensors: Mapping[str, memoryview], work: Callable[[str], T]) -> dict[str, T]:
     """What some work gives for each tensor, by its name; on all cores, up to `_MAX_THREADS`.
 
@@ -60,7 +65,7 @@ def of_each(tensors: Mapping[str, memoryview], work: Callable[[str], T]) -> dict
     """
     # The largest first: else one of them may be left over for a single thread.
     names = sorted(tensors, key=lambda name: -len(tensors[name]))
-    with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _MAX_THREADS)) as pool:
+    with ThreadPoolExecutor(num_threads()) as pool:
         return dict(zip(names, pool.map(work, names), strict=True))
 
 

@@ -32,7 +32,6 @@ BENCHMARKS: RateTable = {
         ("call_s", 0.0028, "benchmarks/plan.py --costs"),
         ("hash_bytes_per_s", 2.7e9, "benchmarks/weights.py: blake3 of one core"),
         ("delta_share", 0.0126, "benchmarks/delta.py: of a version's bytes, at a rate of 6e-7"),
-        ("compare_bytes_per_s", 1.6e9, "benchmarks/delta.py: compared and digested, one core"),
         ("apply_bytes_per_s", 8e9, "benchmarks/delta.py: of the version, one core"),
     )
 }
@@ -119,7 +118,8 @@ def _training(settings: Settings, cluster: Cluster, shape: ModelShape) -> RateTa
 def _weights(settings: Settings, cluster: Cluster, shape: ModelShape) -> RateTable:
     """Seconds of a version: whatever the number of servers, for each of them, for each round.
 
-    With deltas every version is one: the whole one in fifty is left out.
+    With deltas every version is one: the whole one in fifty is left out. To compare a version takes
+    the trainer no longer than to write it whole (`benchmarks/delta.py`).
     """
     hardware, size = cluster.hardware, float(version_bytes(settings, shape))
     rate = {name: given.value for name, given in BENCHMARKS.items()}
@@ -128,10 +128,10 @@ def _weights(settings: Settings, cluster: Cluster, shape: ModelShape) -> RateTab
     calls = 2
     transport, traits = settings.weights.transport, settings.weights.traits
     stage, more, each_round, commit = size / hashed, 0.0, 0.0, size / 10e9
-    sent, applied, made = size, 0.0, "hashed"
+    sent, applied = size, 0.0
     if settings.weights.encoding == "delta":
         sent, applied = size * rate["delta_share"], size / rate["apply_bytes_per_s"]
-        stage, made = applied, "compared, hashed"
+        stage = applied
     if traits.same_host:
         how = "hashed by one core each"
     elif traits.in_run_folder:
@@ -148,10 +148,9 @@ def _weights(settings: Settings, cluster: Cluster, shape: ModelShape) -> RateTab
     if applied:
         how = "the delta, and then applied"
     written = traits.through_file and not traits.adapter_alone
-    pace = rate["compare_bytes_per_s"] if applied else hashed
-    gathered = size / (pace if written else link)
+    gathered = size / (hashed if written else link)
     return {
-        "export_s": _given(gathered, f"gathered, {made} and written while the step waits"),
+        "export_s": _given(gathered, "gathered, hashed and written while the step waits"),
         "stage_s": _given(stage, f"{transport}: {how}"),
         "stage_more_s": _given(more + calls * rate["call_s"], f"{transport}: for each server"),
         "stage_round_s": _given(each_round, f"{transport}: passed on from server to server"),

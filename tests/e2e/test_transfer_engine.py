@@ -137,7 +137,12 @@ def test_a_broadcast_in_buckets(
 ) -> None:
     """The time for it grows with its bytes."""
     asked: list[int] = []
-    monkeypatch.setattr(vllm_worker, "moving_s", lambda size: asked.append(size) or 0.0)
+
+    def note(num_bytes: int) -> float:
+        asked.append(num_bytes)
+        return 0.0
+
+    monkeypatch.setattr(vllm_worker, "moving_s", note)
     for seed in (1, 2):
         tensors = new_tensors(seed)
         sending = threading.Thread(

@@ -16,14 +16,11 @@ from services.schemas.weights import TensorEntry
 from weight_sync.delta import LARGEST_SHARE
 from weight_sync.delta.encoding import TensorDelta, advance
 from weight_sync.delta.patching import GAPS, VALUES
-from weight_sync.digests import tensor_digest
+from weight_sync.digests import num_threads, tensor_digest
 from weight_sync.file_format import describe, raw_bytes
 
 logger = logging.getLogger(__name__)
 _Item = tuple[str, Tensor]
-
-_THREADS = 4
-"""Each compares, encodes and digests one tensor at a time, outside Python's global lock."""
 
 
 @dataclass
@@ -112,14 +109,15 @@ def _compared(
     found = FoundDelta()
     running: deque[tuple[str, Tensor, Future[tuple[TensorDelta, str]]]] = deque()
     turned: list[_Item] = []
-    with ThreadPoolExecutor(_THREADS) as pool:
+    most_running = num_threads()  # comparing and digesting work outside Python's global lock
+    with ThreadPoolExecutor(most_running) as pool:
         for name, tensor in weights:
             last = tensors.get(name)
             if last is None or (last.shape, last.dtype) != (tensor.shape, tensor.dtype):
                 return None, chain(turned, [(name, tensor)], weights)
             turned.append((name, last))
             running.append((name, tensor, pool.submit(_difference, last, tensor)))
-            if len(running) > _THREADS:
+            if len(running) > most_running:
                 found.add(*running.popleft())
             if found.num_bytes > most:
                 return None, chain(turned, weights)

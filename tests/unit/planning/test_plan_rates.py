@@ -55,16 +55,15 @@ def test_a_cluster_that_is_not_there_or_not_right_is_said(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("transport", ["shm", "disk", "http"])
-def test_a_delta_is_sent_in_less_time_and_made_in_more(transport: str) -> None:
-    """A share of the bytes goes over the network or the file system; all are compared."""
+def test_a_delta_is_sent_in_less_time(transport: str) -> None:
+    """A share of the bytes goes over the network or the file system."""
     cluster, model = load_cluster("gh200x1024"), model_shape("Qwen/Qwen2-VL-2B-Instruct")
     runs = (
         settings().changed(weights={"transport": transport, "encoding": encoding})
         for encoding in ("whole", "delta")
     )
     whole, delta = (derived(run, cluster, model) for run in runs)
-    assert delta["export_s"].value > whole["export_s"].value
-    assert delta["commit_s"] == whole["commit_s"]
+    assert all(delta[name] == whole[name] for name in ("export_s", "commit_s"))
     of_whole, of_delta = (
         staged_s(
             *(table[f"stage_{name}s"].value for name in ("", "more_", "round_")), num_servers=512
