@@ -212,7 +212,7 @@ def train(settings: Settings, seconds: float, processes: dict[str, int]) -> list
             link.publish(weights(step + 1), step + 1, batch)
             logprobs = [c.rollout_logprobs for g in batch.groups for c in g.rollout.completions]
             records.rollouts.write(step, batch.groups, logprobs)
-            records.rollouts.finish(step, link.unused(step))
+            records.rollouts.finish(step, batch.unused)
             row = metrics_line(batch, {}, step, step + 1, Clock())  # type: ignore[arg-type]
             records.step(row, ledger_line(batch, step))
             if (step + 1) % CHECKPOINT_EVERY == 0:

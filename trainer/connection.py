@@ -26,7 +26,7 @@ from trainer.collection.prompts import PromptSource
 from trainer.ranks.group import Ranks
 from trainer.ranks.stop import StopAskedError, StopRequest
 from trainer.records.events import EventLog
-from trainer.types import Outcome, StepBatch, UnusedGroup
+from trainer.types import Outcome, StepBatch
 from weight_sync.publishing.publisher import WeightPublisher
 from weight_sync.transports.device import own_device
 from weight_sync.transports.ipc import SharedTensors
@@ -267,10 +267,6 @@ class ServiceConnection:
                 main.collector.skip(batch)
 
         self._on_main(skip)
-
-    def unused(self, step: int) -> list[UnusedGroup]:
-        """On rank 0 the groups of a step's batch that were not trained on; elsewhere none."""
-        return self._main.collector.unused(step) if self._main is not None else []
 
     def version_metrics(self) -> dict[str, Any]:
         """On rank 0 what the version cost that was served last; elsewhere nothing."""

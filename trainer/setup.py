@@ -60,7 +60,7 @@ def opened_run(
         prompts = PromptSource(settings, dataset, engine.suppressed_token_ids, check)
         events = records.events
         connected = ServiceConnection(settings, prompts, state, ranks, stop, events)
-        with events.failures(), connected as connection:
+        with events.failures(), guard.explaining(), connected as connection:
             if ranks.is_main:
                 guard.take(connection.incarnation)
             else:

@@ -105,7 +105,7 @@ class TrainingRun:
     def record(self, step: int, batch: StepBatch, learned: dict[str, float]) -> None:
         """The step is done: write its lines. The time of a checkpoint counts in the next step."""
         with self.phase("record"):
-            self.records.rollouts.finish(step, self.connection.unused(step))
+            self.records.rollouts.finish(step, batch.unused)
         if self.ranks.is_main:
             learned |= {"learning_rate": self.learning_rate(step), "num_skipped": len(self.skipped)}
             row = metrics_line(batch, learned, step, self.num_steps, self.phase)

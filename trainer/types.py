@@ -63,6 +63,8 @@ class StepBatch(Message):
     sampler_idle_fraction: float | None = None
     """Share of the rollout servers' time since the last batch in which they had nothing to sample
     (`trainer.collection.idle`); None where no server was seen."""
+    unused: list[UnusedGroup] = Field(default_factory=list)
+    """Groups that `outcome` names and that were not trained on, for the run's records."""
 
     def with_skipped(self, group_ids: Sequence[str]) -> "StepBatch":
         """This batch, some of whose own groups gave no update."""
@@ -81,4 +83,5 @@ class StepBatch(Message):
         for group in (group for batch in skipped for group in batch.groups):
             lists["skipped"].append(group.rollout.group_id)
             lists["positions"].append(group.position)
-        return self.model_copy(update={"outcome": Outcome(**lists)})
+        unused = [each for batch in skipped for each in batch.unused] + self.unused
+        return self.model_copy(update={"outcome": Outcome(**lists), "unused": unused})

@@ -564,10 +564,9 @@ def test_stale_groups_are_recorded_and_asked_for_again(make_run: MakeRun) -> Non
     late.join()
     assert [g.rollout.attempt for g in batch.groups] == [1, 1, 1]
     assert len(batch.outcome.stale) == 3
-    unused = collector.unused(1)
+    unused = batch.unused
     assert [each.group_id for each in unused] == batch.outcome.stale
     assert [each.group.rollout.attempt for each in unused if each.group] == [0, 0, 0]
-    assert collector.unused(1) == []
     graph = open_dataset(run.settings.data.train)[batch.groups[0].index].graph
     reference = batch.groups[0].reference
     assert reference is not None
@@ -615,7 +614,7 @@ def test_unusable_group_is_dead_and_replaced(make_run: MakeRun) -> None:
     assert len(batch.outcome.dead) == 1
     letters = asyncio.run(_dead(run))
     assert [letter.work_id.split("#")[0] for letter in letters] == batch.outcome.dead
-    (dead,) = collector.unused(0)
+    (dead,) = batch.unused
     assert dead.reason == letters[0].failures[-1]
     assert dead.group is not None, "its answers are kept"
 
@@ -662,7 +661,7 @@ def test_rows_that_cannot_be_read_or_scored_cost_themselves(
     assert positions(batches) == [0, 3, 4, 5, 6, 7]
     dead = [name for batch in batches for name in batch.outcome.dead]
     assert dead == [group_id(run.settings.run.name, *order.at(position)) for position in (1, 2)]
-    unused = [each for step in range(2) for each in collector.unused(step)]
+    unused = [each for batch in batches for each in batch.unused]
     assert [each.group is None for each in unused] == [True, False]
     assert unused[0].index == unreadable
     # What was sampled is in the dead letters too; nobody was ever asked about the other one.

@@ -1,14 +1,20 @@
 """What must hold of a run, whatever befalls it."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from services.redis.keys import RunKeys
 from services.schemas.groups import TrainGroup
 from trainer.collection.cursor import CursorState
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
+
+
+SETTLED_S = 8.0
+"""After the last fault: until a run has told a Redis that lost its data where it is."""
 
 
 class Checker:
@@ -87,6 +93,8 @@ class Checker:
         last = max(checkpoints.glob("step-*"))
         state = json.loads((last / "trainer.json").read_text())
         self.records(self._world.plan.num_steps, CursorState.model_validate(state["cursor"]))
+        self._check_index()
+        self._check_redis()
 
     def _lines(self, num_steps: int) -> list[dict[str, Any]] | None:
         """The ledger's; None where it, or the metrics beside it, are not whole."""
@@ -104,6 +112,34 @@ class Checker:
                 return None
         return lines
 
+    def _check_index(self) -> None:
+        """The index has the groups of each ledger line, and no others."""
+        files = self._world.settings.run.files
+        told = sorted(
+            (line["step"], name)
+            for line in map(json.loads, files.ledger.read_text().splitlines())
+            for key in ("group_ids", "stale", "dead", "no_spread")
+            for name in line[key]
+        )
+        index = files.rollouts / "index.rank0.jsonl"
+        lines = [json.loads(line) for line in index.read_text().splitlines()]
+        found = sorted((line["step"], line["group_id"]) for line in lines)
+        if found != told:
+            text = f"more: {_without(found, told)}, missing: {_without(told, found)}"
+            self._world.violated("index and ledger differ", text)
+
+    def _check_redis(self) -> None:
+        """Redis knows the latest start of the trainer again, once it had time to be told."""
+        world = self._world
+        begun = [fault for fault in world.plan.faults if fault.at_s <= world.loop.now]
+        if any(fault.at_s + fault.for_s + SETTLED_S > world.loop.now for fault in begun):
+            return
+        key = RunKeys(world.settings.run.name).run.encode()
+        told = world.redis.twin.run([b"HGET", key, b"incarnation"])
+        latest = world.settings.run.files.incarnation.read_text()
+        if told != latest.encode():
+            world.violated("forgotten by Redis", f"start {latest} of the trainer; it says {told}")
+
     def _check_cursor(self, cursor: CursorState, ended: set[str]) -> None:
         done = {*range(cursor.low), *cursor.ahead}
         told = {*map(self._world.position, ended)}
@@ -113,3 +149,7 @@ class Checker:
             )
         if again := told - done:
             self._world.violated("group lost", f"positions {sorted(again)} would be trained again")
+
+
+def _without(some: list[tuple[int, str]], others: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    return sorted((Counter(some) - Counter(others)).elements())

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import redis.exceptions
 
 from services.errors import ClientGoneError, SggError, UnavailableError, WaitTimeoutError
+from services.redis import lua
 from services.redis.client import SOCKET_TIMEOUT_S
 from services.schemas.rewards import RewardRequest, RewardResponse
 from services.schemas.weights import CommitRequest, PassOnRequest, PolicyInfo, StageRequest, Version
+from tests.simulation.loop import PROCESS
 from tests.simulation.network import BrokenError, RefusedError, SilentError
 
 if TYPE_CHECKING:
@@ -56,9 +58,18 @@ class RedisClient:
         """See redis-py."""
 
         async def run(keys: Sequence[Any] = (), args: Sequence[Any] = ()) -> Any:
-            return await self._ask(lambda: self._server.script(text, keys, args))
+            def work() -> Any:
+                return self._server.script(text, keys, args)
+
+            return await (self._move(work) if text.endswith(lua.COMPLETE) else self._ask(work))
 
         return run
+
+    async def _move(self, work: Callable[[], Any]) -> Any:
+        """A script that ends a group."""
+        me = PROCESS.get()
+        assert me is not None
+        return await self._ask(lambda: self._world.after_move(me, work))
 
     def pipeline(self, *, transaction: bool = True) -> "Pipeline":
         """See redis-py."""
@@ -136,6 +147,8 @@ class NearRedis(RedisClient):
     async def _ask(self, work: Callable[[], Any]) -> Any:
         found = work()
         return await found if isinstance(found, asyncio.Future) else found
+
+    _move = _ask
 
 
 class Pipeline:

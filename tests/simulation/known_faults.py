@@ -377,6 +377,19 @@ def one_odd_image_ends_the_run() -> None:
     requests.InvalidInputError = Never
 
 
+@_fault
+def unused_groups_stand_under_the_step_they_were_begun_for() -> None:
+    """A step that is tried again takes the next one's batch; the index has them a step late."""
+    from trainer.types import StepBatch
+
+    after = StepBatch.after
+
+    def forgetful(self: Any, skipped: Any) -> Any:
+        return after(self, skipped).model_copy(update={"unused": self.unused})
+
+    StepBatch.after = forgetful
+
+
 # -- the disk
 
 

@@ -49,7 +49,7 @@ class Handle:
         """As asyncio's `_run`, which would log what is raised."""
         try:  # noqa: SIM105 - a third of the time
             self.context.run(self.callback, *self.args)
-        except (Exception, asyncio.CancelledError):
+        except (Exception, asyncio.CancelledError):  # noqa: BLE001
             pass
 
     def cancelled(self) -> bool:

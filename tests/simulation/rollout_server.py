@@ -114,7 +114,7 @@ class SimEngine(Engine):
         if group_id in self._world.poisoned:
             raise InvalidInputError("the prompt does not fit the model")
         rng, count = self._world.rng, request.sampling.n
-        left = rng.randrange(2, 6)
+        left = rng.randrange(2, 6) * (4 if rng.random() < self._world.plan.long_answers else 1)
         tokens: list[int] = []
         spans: list[VersionSpan] = []
         while left:

@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-FAULTS_S = 15.0
+FAULTS_S = 12.0
 """Faults begin in this time; then the run is left alone."""
 HOSTS = ("trainer", "reward", "redis")
 
@@ -41,6 +41,8 @@ class Plan:
 
     seed: int
     lag: int
+    is_tight: bool
+    """Whether no token may be older than the lag, in place of twice that."""
     groups_per_step: int
     num_steps: int
     checkpoint_every: int
@@ -50,6 +52,8 @@ class Plan:
     has_bad_rows: bool
     not_finite: float
     """Share of steps with a number that is not finite."""
+    long_answers: float
+    """Share of groups that are four times as long as others, so that versions pass meanwhile."""
     token_s: float
     """A token takes up to so long."""
     train_s: float
@@ -75,17 +79,21 @@ def plan(seed: int) -> Plan:
     """The schedule of a seed."""
     rng = random.Random(f"{seed}/plan")
     num_servers = rng.choice((1, 2, 2, 3))
+    not_finite = rng.choice((0.0, 0.0, 0.0, 0.4))
     made = Plan(
         seed=seed,
-        lag=rng.choice((0, 1, 1, 2)),
+        lag=rng.choice((0, 0, 1, 1, 2)),
+        is_tight=rng.random() < 0.5,
         groups_per_step=rng.choice((2, 3)),
-        num_steps=rng.randrange(3, 6),
+        # Two steps that fail in a row, and what comes of it, take some more.
+        num_steps=rng.randrange(3, 6) + (2 if not_finite else 0),
         checkpoint_every=rng.choice((1, 2, 2, 3)),
         num_servers=num_servers,
         transport=rng.choice(("disk", "http")),
         dynamic_sampling=rng.random() < 0.25,
         has_bad_rows=rng.random() < 0.25,
-        not_finite=rng.choice((0.0, 0.0, 0.0, 0.3)),
+        not_finite=not_finite,
+        long_answers=rng.choice((0.0, 0.0, 0.2)),
         token_s=rng.choice((0.2, 0.5, 1.0)),
         train_s=rng.choice((0.3, 2.0, 5.0)),
     )
@@ -96,7 +104,8 @@ def plan(seed: int) -> Plan:
 
 _KINDS = {
     "kill": 6,
-    "kill_in_write": 4,
+    "kill_in_write": 5,
+    "kill_in_move": 3,
     "stop": 4,
     "pause": 4,
     "zombie": 2,
@@ -133,7 +142,8 @@ def _fault(rng: random.Random, num_servers: int) -> Fault:
     at_once = {
         "kill": Fault(kind, at_s, who=rng.choice((*servers, "trainer", "reward"))),
         "stop": Fault(kind, at_s, who=rng.choice((*servers, "trainer"))),
-        "kill_in_write": Fault(kind, at_s, who="trainer", amount=rng.randrange(1, 12)),
+        "kill_in_write": _kill_in_write(rng, at_s),
+        "kill_in_move": Fault(kind, at_s, who=server, amount=rng.randrange(1, 4)),
         "empty_redis": Fault(kind, at_s, who="redis"),
         "bad_load": Fault(kind, at_s, who=server, amount=rng.choice((1, 2, 2, 4))),
         "lose_images": Fault(kind, at_s),
@@ -144,6 +154,12 @@ def _fault(rng: random.Random, num_servers: int) -> Fault:
         "skew": Fault(kind, at_s, for_s, "redis", amount=rng.choice((-20.0, -2.0, 2.0, 20.0))),
     }
     return (at_once | lasting).get(kind, Fault(kind, at_s, for_s, "trainer"))
+
+
+def _kill_in_write(rng: random.Random, at_s: float) -> Fault:
+    """At one of the trainer's next writes, or one of those of a checkpoint."""
+    where = rng.choice(("", "checkpoint"))
+    return Fault("kill_in_write", at_s, 0.0, "trainer", where, rng.randrange(1, 7 if where else 12))
 
 
 _REASONS = {

@@ -184,7 +184,7 @@ def _disk() -> None:
 
     def append_or_tear(self: StepLines, *rows: Any) -> None:
         if simulated.in_thread():
-            if World.now.kill_in_writes == 1:
+            if World.now.kill_in_writes == (1, ""):
                 with self._file.open("ab") as stream:
                     stream.write(b'{"step": ')
             World.now.trainer.operation(f"a line of {self._file.name}")
@@ -192,7 +192,7 @@ def _disk() -> None:
 
     def synced(path: Any) -> None:
         if simulated.in_thread():
-            World.now.trainer.operation(f"the write of {path.name}")
+            World.now.trainer.operation(f"the write of {path.relative_to(World.now.folder)}")
 
     put("services.waiting:RoomWait.write", write_if_room)
     put("trainer.records.step_lines:StepLines.append", append_or_tear)

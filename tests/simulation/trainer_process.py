@@ -171,9 +171,10 @@ class SimTrainer:
     def operation(self, what: str) -> None:
         """A place in the middle of a write, where a kill may come."""
         host = PROCESS.get()
-        if self._world.kill_in_writes > 0 and host in self.hosts:
-            self._world.kill_in_writes -= 1
-            if self._world.kill_in_writes == 0:
+        left, where = self._world.kill_in_writes
+        if left > 0 and where in what and host in self.hosts:
+            self._world.kill_in_writes = left - 1, where
+            if left == 1:
                 self._world.note(f"killed in {what}")
                 self._end(host)
                 stand_still()

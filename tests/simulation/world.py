@@ -82,8 +82,11 @@ class World:
         self._choose_rows()
         self.token_s, self.train_s, self.not_finite = plan.token_s, plan.train_s, plan.not_finite
         self.torn_uploads = 0.0
-        self.kill_in_writes = 0
-        """Writes until the trainer is killed in the middle of one; 0 for never."""
+        self.kill_in_writes: tuple[int, str] = (0, "")
+        """Writes until the trainer is killed in the middle of one, 0 for never; only those to paths
+        that have the text."""
+        self.kill_in_moves: dict[str, int] = {}
+        """By server: groups until it is killed right after Redis has ended one."""
         self.disk_full = False
         self.num_starts = 0
 
@@ -126,6 +129,16 @@ class World:
         """For who looks at a failing seed."""
         said = text.replace(str(self.folder), "…")
         self.notes.append(f"{self.loop.now:7.2f} s  {said}")
+
+    def after_move(self, host: Process, work: Callable[[], Any]) -> Any:
+        """Let Redis end a group; its server may not live to hear of it."""
+        found, left = work(), self.kill_in_moves.get(host.name, 0) - 1
+        if left >= 0:
+            self.kill_in_moves[host.name] = left
+        if left == 0 and host.alive:
+            self.note(f"{host.name} is killed after it has ended a group")
+            self._part(host.name).kill()
+        return found
 
     def ended(self, host: Process) -> None:
         """A process is gone: nothing of it runs any more."""
@@ -216,7 +229,10 @@ class World:
         self._part(fault.who).stop()
 
     def _kill_in_write(self, fault: Fault) -> None:
-        self.kill_in_writes = int(fault.amount)
+        self.kill_in_writes = int(fault.amount), fault.other
+
+    def _kill_in_move(self, fault: Fault) -> None:
+        self.kill_in_moves[fault.who] = int(fault.amount)
 
     def _pause(self, fault: Fault) -> None:
         host = self._host(fault.who)
@@ -320,6 +336,7 @@ def _settings(plan: Plan, folder: Path) -> Settings:
         "groups_per_step": plan.groups_per_step,
         "num_steps": plan.num_steps,
         "checkpoint_every": plan.checkpoint_every,
+        "max_token_lag": plan.lag if plan.is_tight else 0,
     }
     return base.model_copy(
         update={

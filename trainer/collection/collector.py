@@ -57,7 +57,7 @@ from trainer.collection.server_changes import ServerChanges
 from trainer.ranks.stop import StopAskedError, StopRequest
 from trainer.records.events import EventLog
 from trainer.records.tracing import SERVICE, GroupTraces
-from trainer.types import Outcome, StepBatch, UnusedGroup
+from trainer.types import Outcome, StepBatch
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -106,8 +106,6 @@ class Collector:
         self._notice = WaitNotice(settings.trainer.wait_timeout_s)
         self._trouble = ""
         self._last_dead = "-"
-        self._unused: dict[int, list[UnusedGroup]] = {}
-        """By the step whose batch was taken."""
         self._servers = ServerChanges(events or EventLog())
         self._failure: BaseException | None = None
         self._closing = False
@@ -145,10 +143,6 @@ class Collector:
     def finish(self, batch: StepBatch) -> None:
         """The batch is trained on, and nothing is asked for in its place; twice is as once."""
         self._loop.run(self._finish(batch))
-
-    def unused(self, step: int) -> list[UnusedGroup]:
-        """The groups that a step's ledger line names and that were not trained on; once."""
-        return self._unused.pop(step, [])
 
     def cursor_state(self) -> CursorState:
         """Which positions are done: those of the batches that were published or finished."""
@@ -332,7 +326,7 @@ class Collector:
     async def _take(self, policy_version: int) -> StepBatch:
         self._last_arrival = time.monotonic()  # waiting begins now
         groups, outcome = await self._ready(policy_version)
-        self._unused.setdefault(policy_version, []).extend(self._pool.unused)
+        unused = self._pool.unused
         self._traces.end(groups, outcome)
         groups = with_advantages(
             groups,
@@ -348,6 +342,7 @@ class Collector:
             num_ready=self._pool.num_ready,
             num_servers=self._num_servers,
             sampler_idle_fraction=self._idle.read(time.monotonic()),
+            unused=unused,
         )
 
     async def _ready(self, policy_version: int) -> tuple[list[TrainGroup], Outcome]:

@@ -1,6 +1,8 @@
 """Keeps a trainer that was taken for dead from writing into the run's folder."""
 
 import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from services.errors import SupersededError
@@ -53,6 +55,21 @@ class WriteGuard:
     def is_shut(self) -> bool:
         """Whether a later incarnation has started."""
         return 0 < self._incarnation < self.latest()
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """A block in which every error of a trainer that is shut out is `SupersededError`.
+
+        A later one removes files that the earlier one still writes, so anything may fail.
+        """
+        try:
+            yield
+        except SupersededError:
+            raise
+        except Exception as error:
+            if self.is_shut:
+                raise SupersededError(self._incarnation, self.latest()) from error
+            raise
 
     def check(self) -> None:
         """Call it right before a write.

@@ -17,7 +17,7 @@ from trainer.batches.images import image_features
 from trainer.batches.preparation import Preparation, Prepared, PreparedBatches
 from trainer.batches.shares import pack, share_out, unpack
 from trainer.policy.model import load_model, load_processor
-from trainer.types import Outcome, StepBatch
+from trainer.types import Outcome, StepBatch, UnusedGroup
 
 SAMPLES = [noise_sample(random.Random(i), 112 + 28 * (i % 2), 112) for i in range(4)]
 
@@ -169,6 +169,15 @@ def test_a_skipped_step_takes_no_batch_that_waits_for_a_later_version() -> None:
     for _ in range(4):  # the last one may still begin
         assert source.began.acquire(timeout=60)
     assert source.taken == [0, 1, 1, 1], "version 1 is published when step 0 is done, 2 is not"
+
+
+def test_a_step_that_was_tried_again_names_what_each_of_its_batches_left_unused() -> None:
+    def taken(name: str) -> StepBatch:
+        left = UnusedGroup(state="stale", position=0, group_id=name, index=0, group=None)
+        return StepBatch(groups=[], outcome=Outcome(stale=[name]), unused=[left])
+
+    batch = taken("b").after([taken("a")])
+    assert [each.group_id for each in batch.unused] == batch.outcome.stale == ["a", "b"]
 
 
 def test_without_lag_nothing_is_taken_early() -> None:

@@ -193,6 +193,20 @@ def test_a_trainer_that_was_taken_for_dead_writes_nothing(tmp_path: Path) -> Non
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
 
 
+def test_whatever_fails_in_a_trainer_that_was_taken_for_dead_is_its_successor(
+    tmp_path: Path,
+) -> None:
+    """A later one removes the file that it still writes; a supervisor must not start it again."""
+    old, new = WriteGuard(tmp_path), WriteGuard(tmp_path)
+    old.take(1)
+    with pytest.raises(FileNotFoundError), old.explaining():
+        (tmp_path / "gone").rename(tmp_path / "whole")
+    new.take(2)
+    with pytest.raises(SupersededError, match="incarnation 2") as found, old.explaining():
+        (tmp_path / "gone").rename(tmp_path / "whole")
+    assert isinstance(found.value.__cause__, FileNotFoundError)
+
+
 def test_first_start_has_nothing_to_cut(tmp_path: Path) -> None:
     RunRecords(settings(tmp_path), 0).cut_to(0)
     assert (tmp_path / "run/ledger.jsonl").read_text() == ""
