@@ -1,6 +1,6 @@
 """Credit for each element: what it costs to score, and what it does to the gradient's variance.
 
-python benchmarks/element_credit.py
+python -m benchmarks.element_credit
 """
 
 import os
@@ -9,8 +9,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-# One core, before numpy starts a thread for each core that it sees.
-os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+if __name__ == "__main__":  # one core, before numpy starts a thread for each core that it sees
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
