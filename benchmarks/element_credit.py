@@ -1,6 +1,6 @@
 """Credit for each element: what it costs to score, and what it does to the gradient's variance.
 
-python benchmarks/element_credit.py
+python -m benchmarks.element_credit
 """
 
 import os
@@ -9,17 +9,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-# One core, before numpy starts a thread for each core that it sees.
-os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+if __name__ == "__main__":  # one core, before numpy starts a thread for each core that it sees
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
+import torch
+from torch import Tensor
 
-from benchmarks.honest_graphs import honest_groups  # noqa: E402
-from reward_service.scoring import make_scorer  # noqa: E402
-from reward_service.service.workers import settle  # noqa: E402
-from trainer.algorithms.advantages import group_relative  # noqa: E402
-from trainer.algorithms.element_credit import element_relative  # noqa: E402
+from benchmarks.honest_graphs import honest_groups
+from reward_service.scoring import make_scorer
+from reward_service.service.workers import settle
+from trainer.algorithms.advantages import group_relative
+from trainer.algorithms.element_credit import element_relative
 
 SIZES = ((7, 5), (30, 20), (60, 60))
 NUM_GROUPS, GROUP_SIZE, ROUNDS = 16, 8, 7

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+from itertools import zip_longest
 from pathlib import Path
 
 import httpx
@@ -26,8 +27,10 @@ from tests.live_servers import serving
 from tests.processes import sgg_process
 from trainer.algorithms.losses import policy_loss
 from trainer.algorithms.weighting import completion_weights
+from trainer.batches.token_credit import token_advantages
 from trainer.collection.advantages import with_advantages
 from trainer.collection.group_scoring import GroupScoring
+from trainer.policy.model import load_processor
 
 STEPS = 3
 
@@ -132,7 +135,7 @@ def one_loss(
     settings: Settings,
     completion: Completion,
     policy_logprobs: list[float],
-    advantage: float,
+    advantages: float | list[float],
     weight: float,
 ) -> float:
     """A completion's part of its step's loss."""
@@ -142,7 +145,7 @@ def one_loss(
         settings.algorithm,
         ours,
         torch.tensor([completion.rollout_logprobs]),
-        torch.tensor([advantage]),
+        torch.tensor([advantages]),
         mask,
         mask * weight,
         entropies=torch.zeros_like(ours),
@@ -196,18 +199,20 @@ def request(image: bytes) -> RolloutRequest:
                 "normalise": "terms",
                 "mask_truncated": True,
             },
-            "sgg",
+            "cls",
         ),
         (
             {
                 "loss": "dapo",
+                "credit": "element",
+                "credit_lambda": 0.9,
                 "old_logprobs": "trainer",
                 "correction": "truncate",
                 "mask_truncated": True,
                 "overlong_buffer": 20,
                 "overlong_penalty": 2.0,
             },
-            "cls",
+            "sgg",
         ),
     ],
     ids=["gspo", "dapo"],
@@ -217,7 +222,8 @@ def test_a_step_over_two_ranks_is_one_step(
 ) -> None:
     """Advantages, weights and loss are those of all groups together, in one batch.
 
-    Each on another task, whose terms alone are rewarded.
+    With dapo each element has its own, from the real reward service. Each on another task, whose
+    terms alone are rewarded.
 
     The last tests of this file: the server serves their policies from here on.
     """
@@ -246,6 +252,18 @@ def test_a_step_over_two_ranks_is_one_step(
     assert [row["advantages"] for row in rows] == [
         pytest.approx(group.advantages, abs=1e-9) for group in expected
     ]
+    by_element = whole.algorithm.credit == "element"
+    tokenizer = load_processor(whole).tokenizer
+    advantages = [
+        [advantage] * len(completion.token_ids)
+        if not by_element
+        else token_advantages(completion, reward.credit, of_places, tokenizer)
+        for group in expected
+        for completion, reward, advantage, of_places in zip_longest(
+            group.rollout.completions, group.rewards, group.advantages, group.element_advantages
+        )
+    ]
+    assert any(len(set(of_tokens)) > 1 for of_tokens in advantages) == by_element
     completions = [c for group in groups for c in group.rollout.completions]
     truncated = [c.finish_reason == "length" for c in completions]
     assert any(truncated)
@@ -255,7 +273,7 @@ def test_a_step_over_two_ranks_is_one_step(
         for completion, policy, advantage, weight in zip(
             completions,
             [logprobs for row in rows for logprobs in row["policy_logprobs"]],
-            [advantage for row in rows for advantage in row["advantages"]],
+            advantages,
             completion_weights(
                 whole.algorithm, [len(c.token_ids) for c in completions], truncated, max_tokens=48
             ),

@@ -46,7 +46,10 @@ TERMS = {
 async def score(settings: Settings, task: Task, notation: NotationName) -> None:
     """The right answer earns the most that the task's terms can pay."""
     asked_for = {"task": task, "notation": notation}
-    settings = settings.model_copy(update={"data": settings.data.model_copy(update=asked_for)})
+    by_element = settings.algorithm.model_copy(update={"credit": "element"})
+    settings = settings.model_copy(
+        update={"data": settings.data.model_copy(update=asked_for), "algorithm": by_element}
+    )
     dataset = open_dataset(settings.data.train, task=task)
     prompt, source = PromptSource(settings, dataset, [7]).prompt(0)
     asked = prompt.model_dump()["messages"][0]["content"][1]["text"]
@@ -78,6 +81,11 @@ async def score(settings: Settings, task: Task, notation: NotationName) -> None:
     assert best.breakdown["format"] == 1
     assert min(best.breakdown.values()) > 0.99
     assert (worst.status, worst.total) == ("no_answer", 0)
+    assert best.credit is not None
+    of_elements = sum(best.credit.increments)
+    assert of_elements == pytest.approx(best.total - 0.5), "the tags earn 0.5 of all"
+    first, last = best.credit.spans[0][0], best.credit.spans[-1][1]
+    assert right[first:last].count("\n" if notation == "compact" else "{") >= len(best.credit.spans)
 
 
 async def test_each_task_is_asked_for_and_scored(
@@ -110,6 +118,8 @@ class FailingService(ThreadingHTTPServer):
         """Whether a group gets a `retryable` error beside the others' rewards."""
         self.asked: list[int] = []
         """Groups of each request."""
+        self.knows_credit = True
+        """Whether it answers what each element adds, where that is asked."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -124,6 +134,11 @@ class _Handler(BaseHTTPRequestHandler):
             return
         answer = json.loads(Answerer(Similarities()).answer(body).content)
         for group in answer["groups"]:
+            if not self.server.knows_credit:
+                group["rewards"] = [
+                    {k: v for k, v in reward.items() if k != "credit"}
+                    for reward in group["rewards"]
+                ]
             if self.server.may_pass(group["group_id"]):
                 group["rewards"], group["error"] = [], {"detail": "busy", "retryable": True}
         self._answer(200, json.dumps(answer).encode())
@@ -162,7 +177,9 @@ def make_scoring(
 ) -> MakeScoring:
     monkeypatch.setattr("services.waiting.PAUSE_S", 0.01)
 
-    def make(*, wait_timeout_s: float = 30.0, timeout_s: float = 0.5) -> GroupScoring:
+    def make(
+        *, wait_timeout_s: float = 30.0, timeout_s: float = 0.5, credit: str = "answer"
+    ) -> GroupScoring:
         url = f"http://127.0.0.1:{service.server_address[1]}"
         settings = Settings.model_validate(
             {
@@ -171,6 +188,7 @@ def make_scoring(
                 "data": {"train": str(toy), "template": "toy"},
                 "reward": {"url": url, "timeout_s": timeout_s},
                 "trainer": {"wait_timeout_s": wait_timeout_s},
+                "algorithm": {"credit": credit},
             }
         )
         return GroupScoring(settings)
@@ -223,6 +241,14 @@ async def test_too_many_groups_are_sent_in_parts(
     assert (len(found), unscored(found)) == (7, {})
     assert max(service.asked[service.asked.index(2) :]) <= 4
     assert 1 <= scoring.max_groups <= 3
+
+
+async def test_a_service_that_knows_no_credit_is_named(
+    make_scoring: MakeScoring, service: FailingService, source: GroupSource
+) -> None:
+    service.knows_credit = False
+    found = await until_settled(make_scoring(credit="element"), source, "a")
+    assert "start it from this release" in unscored(found)["a"]
 
 
 @pytest.mark.parametrize("error", [TooLargeError, InvalidInputError])

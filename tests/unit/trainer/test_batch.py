@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -61,6 +63,13 @@ def test_completions_line_up_with_their_numbers() -> None:
     assert batch.targets.flatten()[batch.slot].tolist() == [42] * 2 + [44] * 4 + [41]
     assert batch.image_grid_thw.tolist() == [[1, 4, 2], [1, 4, 1]]
     assert batch.pixel_values[:, 0].tolist() == [2.0] * 8 + [1.0] * 4
+
+
+def test_tokens_may_have_advantages_of_their_own() -> None:
+    rows = [PackedRow(group=0, completions=(0, 1), length=10)]
+    group = replace(prepared(2, 4), token_advantages=[[1.0, 2.0], [3.0, 4.0, 5.0, 6.0]])
+    batch = micro_batch(rows, {0: group})
+    assert batch.advantages.tolist() == [[1, 2, 0, 0], [3, 4, 5, 6]]
 
 
 def test_prompt_that_does_not_fit_its_image_is_refused() -> None:

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from benchmarks.element_credit import toy_gradients
 from services.errors import InvalidInputError
@@ -115,6 +117,15 @@ def test_a_token_belongs_to_the_element_in_which_it_begins() -> None:
     found = token_advantages(made, credit(3, 7), [0.0, 1.0, 2.0], tokenizer)
     assert found == [0, 0, 0, 1, 1, 1, 1, 2], "the comma came with the first element's brace"
     assert known_characters(ids, text, tokenizer) == [0, 1, 2, 4, 5, 5, 6, 7]
+
+
+@given(st.lists(st.integers(0, 256), max_size=40))
+def test_bytes_that_are_no_text_are_followed_as_the_sampler_decodes_them(ids: list[int]) -> None:
+    tokenizer = Tokenizer()
+    text = tokenizer.backend_tokenizer.decode(ids)
+    known = known_characters(ids, text, tokenizer)
+    assert (len(known), known) == (len(ids), sorted(known))
+    assert all(count <= len(text) for count in known)
 
 
 def test_a_text_of_another_tokenizer_is_refused() -> None:
