@@ -25,7 +25,7 @@ SIZES = ((7, 5), (30, 20), (60, 60))
 NUM_GROUPS, GROUP_SIZE, ROUNDS = 16, 8, 7
 
 LENGTH, NUM_OBJECTS = 8, 4
-"""Of the toy policy's answers: elements at most, and those that are objects."""
+"""Elements of a toy answer at most, and those that are objects."""
 STOP, RIGHT, WRONG = range(3)
 NUM_SAMPLES = 100_000
 
@@ -80,7 +80,7 @@ class Gradients:
 
     @property
     def variance(self) -> float:
-        """Of one group's estimate, summed over the P parameters."""
+        """That of one group's estimate, summed over the P parameters."""
         return float(self.estimates.var(dim=0).sum())
 
     @property

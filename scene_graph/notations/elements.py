@@ -174,7 +174,7 @@ _SCANNERS = {"json": _scan_json, "compact": _scan_compact}
 
 
 def _kept(lists: Lists, columns: GraphColumns, task: Task) -> list[int]:
-    """Of equal entries the first one is kept, so a walk along both lists finds each."""
+    """Places of what is kept: the first of equal entries, so a walk along both lists finds each."""
     normal, width = NORMAL_IDS, len(lists.objects)
     if task == "cls":
         objects, width = list[int](), 0

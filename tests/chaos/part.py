@@ -32,7 +32,7 @@ class Part:
         """
         self.name = name
         self.pids: list[int] = []
-        """Of all its starts."""
+        """Those of all its starts."""
         self.ended: list[int] = []
         """Exit codes of those that were not killed."""
         self._command = command

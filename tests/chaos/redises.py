@@ -70,7 +70,7 @@ class Redises:
         return "redis-0"
 
     def client(self) -> "redis.Redis":
-        """Of the primary; answers are bytes."""
+        """The primary; answers are bytes."""
         return _client(self.ports[self.primary()])
 
     def answers(self) -> bool:
