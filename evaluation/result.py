@@ -100,6 +100,34 @@ class ImageResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreBin:
+    """Predictions of neighbouring scores."""
+
+    num_predicted: int
+    score: float
+    """Their mean"""
+    share_right: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confidence:
+    """How far the scores of predicted triplets, or objects, say which of them hit in `strict`."""
+
+    num_predicted: int
+    share_right: float
+    calibration_error: float | None
+    """Mean distance of a score from the share that is right among predictions of such scores, in
+    0..1; None where scores are no shares"""
+    risk_coverage_area: float
+    """Mean share of wrong ones among the best K by score, over all K; `1 - share_right` where
+    scores say nothing, less where they do"""
+    bins: list[ScoreBin]
+    """By rising score, of as many predictions each"""
+    risk_at_coverage: list[tuple[float, float]]
+    """The share of wrong ones among the best by score, for rising shares of predictions"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationResult:
     """All of an evaluation. What comes before `metrics` is `metrics.json`."""
 
@@ -121,7 +149,8 @@ class EvaluationResult:
     answers: dict[str, float | None]
     """`failure_rate`, `unconstrained_failure_rate`, `relations_per_image`, `objects_per_image`,
     `tokens_per_image` (over those that say it), `reference_relations_per_image`,
-    `reference_objects_per_image`; None if unknown"""
+    `reference_objects_per_image`, `duplicate_objects`, `duplicate_relations` (shares of all that is
+    predicted); None if unknown"""
     failures: dict[str, int]
     """Images without a graph, by reason; `no_prediction` is one"""
     predicates: list[PredicateRow]
@@ -133,6 +162,8 @@ class EvaluationResult:
     settings: dict[str, object]
     """How the predictions were made (model, sampling, constraint), as `sgg-rl infer` wrote it"""
     problem_counts: dict[str, int]
+    confidence: dict[str, Confidence] = field(default_factory=dict)
+    """`triplets`, `objects`: each where its predictions have scores"""
     answer_intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Intervals of `answers`"""
     inputs: dict[str, str | None] = field(default_factory=dict)

@@ -22,6 +22,8 @@ _ANSWERS = {
     "objects_per_image": "objects an image",
     "reference_objects_per_image": "objects, reference",
     "tokens_per_image": "tokens an image",
+    "duplicate_objects": "objects that repeat one",
+    "duplicate_relations": "relations that repeat one",
 }
 _TASKS = {
     "sgg": "",
@@ -123,10 +125,13 @@ def _objects_and_answers(result: EvaluationResult) -> Table:
         table.add_row(_object_label(name), with_interval(value, result.object_intervals.get(name)))
     for name, label in _ANSWERS.items():
         value, interval = result.answers.get(name), result.answer_intervals.get(name)
-        if not name.endswith("per_image"):
+        if name in result.answers and not name.endswith("per_image"):
             table.add_row(label, with_interval(value, interval))
         elif value is not None:
             table.add_row(label, f"{value:,.2f}")
+    for kind, found in result.confidence.items():
+        table.add_row(f"scores of {kind}: calibration error", percent(found.calibration_error))
+        table.add_row("  area under risk and coverage", percent(found.risk_coverage_area))
     return table
 
 

@@ -3,6 +3,10 @@
 from collections.abc import Sequence
 from statistics import fmean
 
+import msgspec
+
+from evaluation.inference.consensus import agreed
+from evaluation.inference.scores import give_scores
 from evaluation.reading.lines import GraphLine, LineObject, graph_lists
 from scene_data.dataset import Sample
 from scene_data.messages import box_space
@@ -14,13 +18,15 @@ NOT_ASKED = ("refused", "unreadable")
 """Statuses of images that no model has seen: a server refused the prompt, or the file is broken."""
 
 
-def best_line(
+def answers_line(
     settings: Settings,
     sample: Sample,
     answers: Sequence[Completion],
     free: GraphLine | None = None,
 ) -> GraphLine:
-    """The line of the best answer: one with a graph, then by `mean_logprob`, then the first.
+    """The line of an image's answers: of what they agree on, or of the best of them.
+
+    The best is one with a graph, then by `mean_logprob`, then the first.
 
     Args:
         settings: As `answered_line`.
@@ -29,11 +35,35 @@ def best_line(
         free: As `answered_line`.
     """
     lines = [answered_line(settings, sample, answer, free) for answer in answers]
+    if settings.evaluation.consensus > 1:
+        return _consensus_line(lines)
     if len(lines) == 1:
         return lines[0]
     for line, answer in zip(lines, answers, strict=True):
         line.mean_logprob = min(fmean(answer.rollout_logprobs or [0.0]), 0.0)
     return max(lines, key=lambda line: (line.status == "ok", line.mean_logprob))
+
+
+def _consensus_line(lines: Sequence[GraphLine]) -> GraphLine:
+    """What the answers with a graph agree on; where none has one, the first one's failure."""
+    with_graph = [line for line in lines if line.status == "ok"]
+    versions = [version for line in lines for version in line.policy_versions or ()]
+    tokens = sum(line.num_tokens or 0 for line in lines)
+    spent = {
+        "num_tokens": tokens,
+        "policy_versions": (min(versions), max(versions)) if versions else None,
+    }
+    if not with_graph:
+        return msgspec.structs.replace(lines[0], **spent)
+    objects, relationships = agreed(with_graph)
+    return msgspec.structs.replace(
+        with_graph[0],
+        objects=objects,
+        relationships=relationships,
+        text=None,  # that nobody wrote
+        finish_reason=None,
+        **spent,
+    )
 
 
 def answered_line(
@@ -54,7 +84,7 @@ def answered_line(
     if task == "cls":
         objects = [LineObject(item.id) for item in objects]
     versions = [span.policy_version for span in answer.policy_versions]
-    return GraphLine(
+    line = GraphLine(
         image_id=sample.image_id,
         width=sample.width,
         height=sample.height,
@@ -69,6 +99,10 @@ def answered_line(
         unconstrained_status=free.status if free else None,
         unconstrained_text=free.text if free else None,
     )
+    if settings.evaluation.scores:
+        thinking = settings.data.thinking and free is None
+        give_scores(line, answer, space, task, notation, thinking=thinking)
+    return line
 
 
 def not_asked_line(

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-from evaluation.inference.answers import best_line, not_asked_line
+from evaluation.inference.answers import answers_line, not_asked_line
 from evaluation.inference.fleet import Fleet
 from evaluation.inference.progress import Progress
 from evaluation.inference.prompts import rollout_request
@@ -31,7 +31,7 @@ Samples = SceneDataset | list[Sample]
 
 def requests_per_server(settings: Settings) -> int:
     """As many as a server samples at the same time, and some that prepare their images."""
-    wanted = -(-settings.rollout.max_num_seqs // settings.evaluation.best_of)
+    wanted = -(-settings.rollout.max_num_seqs // settings.evaluation.num_answers)
     return min(wanted + max(4, wanted // 4), MAX_REQUESTS_PER_SERVER)
 
 
@@ -144,7 +144,7 @@ class Inference:
         )
         answers = (await self._fleet.ask(request)).completions
         self._progress.tokens += sum(len(answer.token_ids) for answer in answers)
-        return best_line(self._settings, sample, answers, free)
+        return answers_line(self._settings, sample, answers, free)
 
     def _note(self, message: str) -> None:
         """A model is not blamed for what it was not asked; a few such images are let pass.

@@ -30,17 +30,18 @@ def rollout_request(
         TooLargeError: No request takes the picture.
         InvalidInputError: It is damaged.
     """
-    data = settings.data
+    data, evaluation = settings.data, settings.evaluation
+    sampling = answer_sampling(
+        evaluation,
+        data,
+        seed=image_seed(settings.run.seed, sample.image_id),
+        constrained=constrained,
+        num_answers=evaluation.num_answers,
+    )
     return RolloutRequest(
         messages=image_messages(data, box_space(settings.model, sample), may_think=not constrained),
         images=[InlineImage(data=base64.b64encode(sendable(sample.image_bytes)).decode())],
-        sampling=answer_sampling(
-            settings.evaluation,
-            data,
-            seed=image_seed(settings.run.seed, sample.image_id),
-            constrained=constrained,
-            num_answers=settings.evaluation.best_of,
-        ),
+        sampling=sampling.model_copy(update={"token_ends": evaluation.scores}),
     )
 
 

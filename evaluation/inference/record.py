@@ -15,7 +15,7 @@ from services.schemas.weights import PolicyInfo
 from services.settings import Settings
 
 FILE = "predictions.settings.json"
-_OF_EARLIER = {"notation": "json"}
+_OF_EARLIER = {"notation": "json", "scores": False}
 """What records of earlier releases do not say"""
 _MAY_CHANGE = frozenset({"num_images", "software_version", "result"})
 """Between two starts that write into one folder."""
@@ -117,6 +117,8 @@ def asked_fields(settings: Settings) -> dict[str, Any]:
         "top_p": evaluation.top_p,
         "top_k": evaluation.top_k,
         "best_of": evaluation.best_of if evaluation.best_of > 1 else None,
+        "consensus": evaluation.consensus if evaluation.consensus > 1 else None,
+        "scores": evaluation.scores,
         "max_tokens": evaluation.max_tokens,
         "seed": settings.run.seed if evaluation.temperature else None,
         "constrain": evaluation.constrain,

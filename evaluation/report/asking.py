@@ -42,6 +42,8 @@ def _sampling(settings: Mapping[str, Any]) -> str:
         cuts.append(f"top-k {top_k:g}")
     if best_of := _number(settings, "best_of"):
         cuts.append(f"the likeliest of {best_of:g} answers")
+    if consensus := _number(settings, "consensus"):
+        cuts.append(f"what half of {consensus:g} answers agree on")
     how = f"by sampling ({', '.join(cuts)})" if temperature else "greedily"
     longest = _number(settings, "max_tokens")
     return f"The model answered {how}{f', with at most {longest:,} tokens' if longest else ''}."

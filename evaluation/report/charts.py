@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup
 
 from evaluation.report.svg import Plot, Scale, drawing, rect, round_step
-from evaluation.result import PredicateRow
+from evaluation.result import Confidence, PredicateRow
 from scene_graph.drawing.svg import element
 
 MAX_PREDICATES = 60
@@ -162,6 +162,62 @@ def length_chart(with_graph: Sequence[int], without: Sequence[int]) -> Markup:
         if count
     ]
     return plot.draw("Lengths of the completions", *marks)
+
+
+def calibration_chart(confidence: Mapping[str, Confidence]) -> Markup:
+    """The share that is right among predictions of a score: on the diagonal where it is the score.
+
+    Args:
+        confidence: By kind; those whose scores are shares are drawn.
+    """
+    plot = _shares_plot("mean score of a fifteenth of the predictions", "share that hits")
+    lines = [
+        _curve(plot, kind, [(b.score, b.share_right) for b in found.bins])
+        for kind, found in confidence.items()
+    ]
+    ends = {"x1": plot.x(0), "y1": plot.y(0), "x2": plot.x(1), "y2": plot.y(1)}
+    diagonal = element("line", **ends, class_="diagonal")
+    return plot.draw("Scores and the share that hits", diagonal, *lines)
+
+
+def risk_chart(confidence: Mapping[str, Confidence]) -> Markup:
+    """How many of the best by score are wrong, the more of them are taken."""
+    plot = _shares_plot(
+        "share of the predictions, best score first", "share of these that is wrong"
+    )
+    lines = [_curve(plot, kind, found.risk_at_coverage) for kind, found in confidence.items()]
+    return plot.draw("Risk and coverage", *lines)
+
+
+def _shares_plot(x_title: str, y_title: str) -> Plot:
+    return Plot(
+        width=WIDTH,
+        height=HEIGHT,
+        x=Scale(low=0, high=1, start=52, end=WIDTH - 12),
+        y=Scale(low=0, high=1, start=HEIGHT - 44, end=12),
+        x_title=x_title,
+        y_title=y_title,
+    )
+
+
+def _curve(plot: Plot, kind: str, points: Sequence[tuple[float, float]]) -> Markup:
+    """A line through points in 0..1, with what each one says under the pointer."""
+    places = [(plot.x(x), plot.y(y)) for x, y in points]
+    line = element(
+        "polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in places), class_=f"curve {kind}"
+    )
+    dots = [
+        element(
+            "circle",
+            element("title", f"{kind}: {x:.3f}, {y:.3f}"),
+            cx=left,
+            cy=top,
+            r=3,
+            class_=f"dot {kind}",
+        )
+        for (x, y), (left, top) in zip(points, places, strict=True)
+    ]
+    return Markup("").join([line, *dots])
 
 
 def _column(plot: Plot, low: float, side: float, floor: int, count: int, kind: str) -> Markup:

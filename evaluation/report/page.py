@@ -151,6 +151,10 @@ def _charts(result: EvaluationResult) -> dict[str, Markup]:
             drawn["relations"] = charts.count_chart(relations, "relations")
     good = [i.num_tokens for i in result.images if i.num_tokens is not None and i.status == "ok"]
     bad = [i.num_tokens for i in result.images if i.num_tokens is not None and i.status != "ok"]
+    if any(found.bins for found in result.confidence.values()):
+        drawn["calibration"] = charts.calibration_chart(result.confidence)
+    if result.confidence:
+        drawn["risk"] = charts.risk_chart(result.confidence)
     if good or bad:
         drawn["lengths"] = charts.length_chart(good, bad)
     return drawn

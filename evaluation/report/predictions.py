@@ -13,7 +13,16 @@ from evaluation.report.template import BROWSER, render
 
 NAME = "predictions.html"
 MAX_PICTURES = 200
-_SETTINGS = ("model", "temperature", "best_of", "template", "vocabulary", "thinking", "constrain")
+_SETTINGS = (
+    "model",
+    "temperature",
+    "best_of",
+    "consensus",
+    "template",
+    "vocabulary",
+    "thinking",
+    "constrain",
+)
 
 
 def write_predictions(

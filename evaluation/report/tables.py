@@ -38,7 +38,11 @@ ANSWERS = {
     "objects_per_image": "Objects per image",
     "reference_objects_per_image": "Objects per image, reference",
     "tokens_per_image": "Tokens per image",
+    "duplicate_objects": "Objects that repeat an earlier one",
+    "duplicate_relations": "Relations that repeat an earlier one",
 }
+SHARES = ("_rate", "duplicate_objects", "duplicate_relations")
+"""How keys of `answers` end that are shares; the others are counts"""
 MAIN_SETTINGS = (
     "model",
     "policy_version",
@@ -210,7 +214,7 @@ def answer_label(key: str) -> str:
 
 
 def _answer(key: str, value: float | None, interval: tuple[float, float] | None) -> Cell:
-    if key.endswith("_rate"):
+    if key.endswith(SHARES):
         cell = percent_cell(value, interval)
         return cell if value is None else Cell(value=f"{cell.value} %", interval=cell.interval)
     if value is None:

@@ -7,8 +7,11 @@ from numpy.typing import ArrayLike
 
 from evaluation.reading.predictions import PredictedImage
 from scene_graph.cleaning import Task
+from scene_graph.matching import Flags
+from scene_graph.metrics.duplicates import duplicate_objects, duplicate_relations
 from scene_graph.metrics.ratio import RatioMetric
 from scene_graph.metrics.table import GraphTable
+from scene_graph.similarity import Indices
 
 
 def answer_metrics(
@@ -17,7 +20,7 @@ def answer_metrics(
     settings: Mapping[str, object],
     task: Task,
 ) -> dict[str, RatioMetric]:
-    """Means over all images; of tokens, over those that say how many they have.
+    """Means over images; of tokens, over those that say how many they have; duplicates of all.
 
     Args:
         answers: [B]
@@ -39,13 +42,26 @@ def answer_metrics(
     }
     everywhere = np.ones(len(answers))
     absent = {"det": "relations_per_image", "cls": "objects_per_image"}.get(task, "-")
-    return {
+    metrics = {
         name: RatioMetric.mean_of_images(
             np.asarray(values, dtype=np.float64), says_tokens if values is tokens else everywhere
         )
         for name, values in columns.items()
         if values is not None and not name.endswith(absent)
     }
+    if task != "cls":  # whose triplets have no place
+        flags = duplicate_objects(predicted)
+        metrics["duplicate_objects"] = _share(flags, predicted.object_image, len(answers))
+    if task == "sgg":
+        flags = duplicate_relations(predicted)
+        metrics["duplicate_relations"] = _share(flags, predicted.relation_image, len(answers))
+    return metrics
+
+
+def _share(flags: Flags, image: Indices, num_images: int) -> RatioMetric:
+    """The share of flagged items among those of all images."""
+    flagged, whole = (np.bincount(image, weights, num_images) for weights in (flags, None))
+    return RatioMetric.of_images(flagged.astype(np.float64), whole.astype(np.float64))
 
 
 def _unconstrained_failures(

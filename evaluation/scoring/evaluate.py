@@ -15,6 +15,7 @@ from evaluation.reading.references import References
 from evaluation.reading.training_split import TrainingSplit
 from evaluation.result import PROTOCOLS, EvaluationResult
 from evaluation.scoring.answers import answer_metrics
+from evaluation.scoring.confidence import confidences
 from evaluation.scoring.detection import detection_ap
 from evaluation.scoring.image_results import image_results
 from evaluation.scoring.mapping import Mapper, map_graphs
@@ -89,6 +90,7 @@ def evaluate(
         object_intervals=intervals.get("objects", {}),
         answers={"unconstrained_failure_rate": None, **values["answers"]},
         answer_intervals=intervals["answers"],
+        confidence=confidences(tables[0], hits),
         failures=dict(Counter(a.status for a in answers if a.status != "ok").most_common()),
         predicates=rows,
         groups=group_means(rows),

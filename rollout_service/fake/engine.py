@@ -110,7 +110,9 @@ class FakeEngine(Engine):
                 await asyncio.sleep(len(open_drafts) * _STEP_TOKENS / self._tokens_per_s)
                 for draft in open_drafts:
                     draft.extend(self._version)
-        return EngineResult(prompt_token_ids=prompt, completions=[self._finish(d) for d in drafts])
+        return EngineResult(
+            prompt_token_ids=prompt, completions=[self._finish(d, request.sampling) for d in drafts]
+        )
 
     async def check_tensors(self, shapes: Mapping[str, Shape], *, partial: bool) -> None:
         """See `Engine.check_tensors`: any will do."""
@@ -169,13 +171,16 @@ class FakeEngine(Engine):
         limit = min(sampling.max_tokens, room)
         return _Draft(plan=plan[:limit], finish_reason="stop" if len(plan) <= limit else "length")
 
-    def _finish(self, draft: _Draft) -> Completion:
+    def _finish(self, draft: _Draft, sampling: Sampling) -> Completion:
+        text = self._vocabulary.decode(draft.plan)
+        ends = self._vocabulary.token_ends(draft.plan, text) if sampling.token_ends else None
         return Completion(
-            text=self._vocabulary.decode(draft.plan),
+            text=text,
             token_ids=draft.plan,
             rollout_logprobs=[-0.01 * (1 + token % 7) for token in draft.plan],
             finish_reason=draft.finish_reason,
             policy_versions=draft.spans,
+            token_ends=ends,
         )
 
 

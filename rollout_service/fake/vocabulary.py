@@ -6,6 +6,7 @@ from pathlib import Path
 
 from scene_graph.boxes import smart_resize
 from services.images import check_fits, decode_image
+from services.models.token_text import token_ends
 from services.settings import ModelSettings
 
 _IMAGE_TOKENS = 16
@@ -29,6 +30,10 @@ class ByteVocabulary:
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of an answer, without its end."""
         return bytes(token for token in token_ids if token < self.end).decode(errors="replace")
+
+    def token_ends(self, token_ids: Sequence[int], text: str) -> list[int]:
+        """See `services.models.token_text`."""
+        return [len(self.decode(token_ids[: i + 1])) for i in range(len(token_ids))]
 
 
 class ModelVocabulary:
@@ -80,6 +85,10 @@ class ModelVocabulary:
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of an answer, without its end."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def token_ends(self, token_ids: Sequence[int], text: str) -> list[int]:
+        """See `services.models.token_text`."""
+        return token_ends(self._tokenizer, token_ids, text)
 
 
 Vocabulary = ByteVocabulary | ModelVocabulary

@@ -295,8 +295,8 @@ class VllmEngine(Engine):
         return {"prompt": text} | ({"multi_modal_data": {"image": list(images)}} if images else {})
 
     def _result(self, output: RequestOutput, sampling: Sampling) -> EngineResult:
-        decode = self._llm.get_tokenizer().decode
-        completions = [completion(one, sampling, decode) for one in output.outputs]
+        tokenizer = self._llm.get_tokenizer()
+        completions = [completion(one, sampling, tokenizer) for one in output.outputs]
         return EngineResult(
             prompt_token_ids=list(output.prompt_token_ids),
             completions=completions * (sampling.n // len(completions)),

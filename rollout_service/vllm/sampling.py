@@ -1,8 +1,8 @@
 """Between this project's messages and vLLM's: sampling parameters, completions, errors."""
 
 import math
-from collections.abc import Callable
 
+from transformers import PreTrainedTokenizerFast
 from vllm import SamplingParams
 from vllm.exceptions import VLLMClientError
 from vllm.outputs import CompletionOutput
@@ -10,6 +10,7 @@ from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
 from rollout_service.vllm.json_schema import constraint_of
 from services.errors import EngineError, InvalidInputError, SggError
+from services.models.token_text import token_ends
 from services.schemas.common import MAX_COMPLETIONS, Sampling
 from services.schemas.rollouts import Completion, VersionSpan
 
@@ -47,7 +48,7 @@ def sampling_params(sampling: Sampling) -> SamplingParams:
 
 
 def completion(
-    output: CompletionOutput, sampling: Sampling, decode: Callable[..., str]
+    output: CompletionOutput, sampling: Sampling, tokenizer: PreTrainedTokenizerFast
 ) -> Completion:
     """One answer of vLLM's.
 
@@ -73,13 +74,16 @@ def completion(
             "(NaN or infinite): no prompt's fault; start the server again, and if that does not "
             "help, the weights themselves are damaged"
         )
+    # A stop string is cut off the text; its tokens stay, for they were sampled.
+    text = output.text if sampling.stop else tokenizer.decode(token_ids, skip_special_tokens=True)
+    ends = token_ends(tokenizer.backend_tokenizer, token_ids, text) if sampling.token_ends else None
     return Completion(
-        # A stop string is cut off the text; its tokens stay, for they were sampled.
-        text=output.text if sampling.stop else decode(token_ids, skip_special_tokens=True),
+        text=text,
         token_ids=token_ids,
         rollout_logprobs=logprobs,
         finish_reason=output.finish_reason,
         policy_versions=spans,
+        token_ends=ends,
     )
 
 

@@ -189,13 +189,13 @@ def _join(
     codes = joint_codes(*both)
     num_predicted = len(predicted[0])
     parts = [np.empty((2, 0), dtype=np.int64)]
-    for left, right in _equal(codes[:num_predicted], codes[num_predicted:]):
+    for left, right in equal_pairs(codes[:num_predicted], codes[num_predicted:]):
         parts.append(np.stack((left, right))[:, alike(left, right)])
     left, right = np.concatenate(parts, axis=1)
     return Pairs(image=predicted[0][left], predicted=left, reference=right)
 
 
-def _equal(left: Indices, right: Indices) -> Iterator[tuple[Indices, Indices]]:
+def equal_pairs(left: Indices, right: Indices) -> Iterator[tuple[Indices, Indices]]:
     """Indices of equal items of [L] and [R], `_PAIRS_AT_ONCE` or so at a time."""
     order = np.argsort(right, kind="stable")
     begins = np.searchsorted(right, left, sorter=order)

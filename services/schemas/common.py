@@ -99,6 +99,8 @@ class Sampling(Message):
     accept_renormalised: bool = False
     """Lets `json_schema`, `grammar`, `top_p` and `top_k` be used for training, for a trainer that
     applies the same mask."""
+    token_ends: bool = Field(default=False, exclude_if=lambda wanted: not wanted)
+    """Whether an answer says where in its text each token ends, as scores of its parts need."""
 
     @model_validator(mode="after")
     def _one_constraint(self) -> "Sampling":

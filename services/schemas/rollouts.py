@@ -43,6 +43,9 @@ class Completion(Message):
     finish_reason: Literal["stop", "length", "abort"]
     policy_versions: list[VersionSpan]
     """In order, covering 0..L."""
+    token_ends: list[Count] | None = Field(default=None, exclude_if=lambda ends: ends is None)
+    """[L] where asked for: the characters of `text` up to each token's end. It is the same as
+    before a token where that ends inside a character, or is not part of the text."""
 
     @property
     def oldest_policy_version(self) -> int:

@@ -325,17 +325,33 @@ class EvaluationSettings(Section):
     best_of: int = Field(default=1, ge=1, le=64)
     """Answers that are sampled for each image. The one with a graph and the highest mean
     log-probability of its tokens is kept."""
+    consensus: int = Field(default=1, ge=1, le=64)
+    """Answers that are sampled for each image and made into one graph: of what at least half of
+    them have, with that share as its score."""
+    scores: bool = False
+    """Give objects and relationships the probability of their tokens as a score, which
+    `sgg-rl evaluate` ranks by."""
     constrain: Literal["never", "failures", "all"] = "never"
     """Ask again under the JSON Schema of a scene graph: where the free answer has no graph, or for
     every image. The free answer always comes first, and its status is kept."""
 
+    @property
+    def num_answers(self) -> int:
+        """That are sampled for each image."""
+        return max(self.best_of, self.consensus)
+
     @model_validator(mode="after")
     def _consistent(self) -> "EvaluationSettings":
-        if self.best_of > 1 and not self.temperature:
+        if self.num_answers > 1 and not self.temperature:
+            name = "best_of" if self.best_of > 1 else "consensus"
             raise ValueError(
-                f"best_of = {self.best_of} needs a temperature over 0, such as 0.7: greedy answers "
-                "are all alike"
+                f"{name} = {self.num_answers} needs a temperature over 0, such as 0.7: greedy "
+                "answers are all alike"
             )
+        if self.consensus > 1 and self.best_of > 1:
+            raise ValueError("best_of keeps one answer, consensus makes one of all: set one")
+        if self.consensus > 1 and self.scores:
+            raise ValueError("the scores of a consensus are shares of its answers: unset scores")
         return self
 
 

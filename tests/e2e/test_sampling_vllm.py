@@ -91,7 +91,7 @@ async def test_a_scene_graph_and_nothing_else(server: Server) -> None:
     options: dict[str, Any] = {"max_tokens": 400, "suppress_token_ids": []}
     async with RolloutClient(server.url) as client:
         answer = await client.rollouts(
-            request(picture(70), n=8, json_schema="scene_graph", **options)
+            request(picture(70), n=8, json_schema="scene_graph", token_ends=True, **options)
         )
     assert answer.renormalised
     finished = [c for c in answer.completions if c.finish_reason == "stop"]
@@ -101,6 +101,11 @@ async def test_a_scene_graph_and_nothing_else(server: Server) -> None:
         assert parsed.status == "ok"
         assert not parsed.dropped.keys() & {"malformed_object", "malformed_relationship"}
         assert set(json.loads(completion.text)) == {"objects", "relationships"}
+    decode = Oracle(server.settings).processor.tokenizer.decode
+    for completion in answer.completions:
+        ids = completion.token_ids
+        begun = [len(decode(ids[:i], skip_special_tokens=True)) for i in range(1, len(ids) + 1)]
+        assert completion.token_ends == begun
 
 
 async def test_logprobs_under_a_schema_are_renormalised(server: Server) -> None:

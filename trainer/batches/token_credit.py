@@ -4,9 +4,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
-from tokenizers.decoders import DecodeStream
-
 from services.errors import InvalidInputError
+from services.models.token_text import token_pieces
 from services.schemas.rewards import Credit
 from services.schemas.rollouts import Completion
 
@@ -37,12 +36,10 @@ def token_advantages(
 
 def known_characters(token_ids: Sequence[int], text: str, tokenizer: Any) -> list[int]:
     """[L] how many characters of the text the tokens before each one give, without parts of one."""
-    stream, backend = DecodeStream(skip_special_tokens=True), tokenizer.backend_tokenizer
     known: list[int] = []
     at = 0
-    for token in token_ids:
+    for piece in token_pieces(tokenizer.backend_tokenizer, token_ids):
         known.append(at)
-        piece = stream.step(backend, token) or ""
         if not text.startswith(piece, at):
             raise InvalidInputError(
                 f"token {len(known) - 1} of a completion is {piece!r} for this trainer, and its "

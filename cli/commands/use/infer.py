@@ -44,6 +44,13 @@ BestOf = Annotated[
     int | None,
     typer.Option(min=1, max=64, metavar="N", help="Sample so many answers, keep the likeliest."),
 ]
+Consensus = Annotated[
+    int | None,
+    typer.Option(min=1, max=64, metavar="N", help="Sample so many, keep what half of them say."),
+]
+Scores = Annotated[
+    bool | None, typer.Option("--scores", help="Score each object and relationship.")
+]
 MaxTokens = Annotated[int | None, typer.Option(help="Of one answer.")]
 Constrain = Annotated[
     Literal["never", "failures", "all"] | None,
@@ -69,6 +76,8 @@ def infer(
     max_tokens: MaxTokens = None,
     constrain: Constrain = None,
     best_of: BestOf = None,
+    consensus: Consensus = None,
+    scores: Scores = None,
     as_json: AsJson = False,
 ) -> None:
     """Write OUTPUT/predictions.jsonl: one scene graph for each image of DATA, in its order.
@@ -92,6 +101,8 @@ def infer(
             "top_p": top_p,
             "top_k": top_k,
             "best_of": best_of,
+            "consensus": consensus,
+            "scores": scores,
             "max_tokens": max_tokens,
             "constrain": constrain,
         },

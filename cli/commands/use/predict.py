@@ -8,8 +8,10 @@ import typer
 from cli.commands.use.infer import (
     BestOf,
     Config,
+    Consensus,
     Constrain,
     MaxTokens,
+    Scores,
     Seed,
     Servers,
     Temperature,
@@ -48,6 +50,8 @@ def predict(
     top_p: TopP = None,
     seed: Seed = None,
     best_of: BestOf = None,
+    consensus: Consensus = None,
+    scores: Scores = None,
     max_tokens: MaxTokens = None,
     constrain: Constrain = None,
 ) -> None:
@@ -76,6 +80,8 @@ def predict(
             "temperature": temperature,
             "top_p": top_p,
             "best_of": best_of,
+            "consensus": consensus,
+            "scores": scores,
             "max_tokens": max_tokens,
             "constrain": constrain,
         },

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.inference.answers import best_line
+from evaluation.inference.answers import answers_line
 from evaluation.inference.drawings import Drawings
 from evaluation.inference.fleet import Fleet
 from evaluation.inference.folder import inference
@@ -119,6 +119,18 @@ def test_a_phones_picture_lies_upright_and_the_failed_ones_cost_nobody_else(
     with Image.open(tmp_path / "out/drawings/phone.png") as drawn:
         assert drawn.size == (LONGER_SIDE, round(LONGER_SIDE * 40 / 60))
     assert (progress.done, progress.num_failed) == (4, 2)
+
+
+def test_scores_and_a_consensus_come_from_a_server(server: LiveServer, tmp_path: Path) -> None:
+    pictures = answered_pictures(server, tmp_path, 2)
+    lines, _ = predicted(server, tmp_path / "scored", pictures, scores=True)
+    scores = [item.score for line in lines for item in [*line.objects, *line.relationships]]
+    assert len(scores) > 4
+    assert all(0 < score < 1 for score in scores)
+    lines, _ = predicted(server, tmp_path / "agreed", pictures, consensus=4, temperature=1.0)
+    assert all(line.text is None and line.status == "ok" for line in lines)
+    shares = {item.score for line in lines for item in line.objects}
+    assert shares <= {1 / 2, 2 / 3, 3 / 4, 1}
 
 
 def test_a_second_call_does_what_is_missing(server: LiveServer, tmp_path: Path) -> None:
@@ -275,10 +287,10 @@ def test_the_best_of_several_has_a_graph_and_then_the_likeliest_tokens(
         answer(graph("dog"), -0.1, -0.3, -0.2),  # the likeliest a token, not in all
         answer(graph("cow"), -0.55),
     ]
-    best = best_line(server.settings, sample, answers)
+    best = answers_line(server.settings, sample, answers)
     assert [item.id for item in best.objects] == ["dog.1"]
     assert best.mean_logprob == pytest.approx(-0.2)
-    assert best_line(server.settings, sample, answers[:1]).mean_logprob is None
+    assert answers_line(server.settings, sample, answers[:1]).mean_logprob is None
     lines, _ = predicted(server, tmp_path / "out", [tmp_path / "a.png"], temperature=0.7, best_of=8)
     assert lines[0].mean_logprob is not None
     assert kept_settings(tmp_path / "out")["best_of"] == 8

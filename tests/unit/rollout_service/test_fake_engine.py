@@ -55,6 +55,14 @@ async def test_answers_follow_from_prompt_and_seed(engine: FakeEngine) -> None:
     assert await completions(engine, n=3, seed=2) != first
 
 
+async def test_answers_say_where_tokens_end_where_that_is_asked_for(engine: FakeEngine) -> None:
+    (silent,) = await completions(engine, seed=1)
+    (answer,) = await completions(engine, seed=1, token_ends=True)
+    assert silent.token_ends is None
+    assert "token_ends" not in silent.model_dump()
+    assert answer.token_ends == [*range(1, len(answer.text) + 1), len(answer.text)]
+
+
 async def test_greedy_answers_of_a_group_are_the_same(engine: FakeEngine) -> None:
     assert len({c.text for c in await completions(engine, n=4, temperature=0)}) == 1
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from scene_graph.metrics.duplicates import duplicate_objects, duplicate_relations
 from scene_graph.metrics.recall import by_name
 from scene_graph.metrics.strict import StrictResult, strict
 from scene_graph.metrics.table import ImageGraph, tabulate
@@ -191,3 +192,12 @@ def test_mean_iou_weighs_pairs_not_images() -> None:
     three = image(MAN_HORSE_MAT, size=(50.0, 10.0))
     m = score((half, one), (three, three), (ImageGraph(), three)).metrics
     assert m["mean_iou"].value == pytest.approx((0.5 + 3) / 4)
+
+
+def test_what_is_said_again_of_the_same_place_is_a_duplicate() -> None:
+    moved = (1.0, 0.0, 11.0, 10.0)
+    twice = [("man", LEFT), ("horse", RIGHT), ("man", moved), ("man", FAR), ("horse", LEFT)]
+    edges = [(0, "on", 1), (2, "on", 1), (3, "on", 1), (0, "near", 1), (0, "on", 1)]
+    table, _ = tabulate([image(twice, *edges), image(MAN_HORSE, (0, "on", 1))], [ImageGraph()] * 2)
+    assert duplicate_objects(table).nonzero()[0].tolist() == [2]
+    assert duplicate_relations(table).nonzero()[0].tolist() == [1, 4]
