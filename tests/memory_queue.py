@@ -1,6 +1,7 @@
 """The work queue in one process, without Redis: the same promises, for tests."""
 
 import asyncio
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -125,14 +126,17 @@ class MemoryQueue(RedisQueue):
         """See `RedisQueue.length`."""
         return sum(len(self._streams[name].entries) for name in stream_names(streams))
 
-    async def purge(self, stream: str) -> list[str]:
+    async def purge(self, stream: str, incarnation: int) -> list[str]:
         """See `RedisQueue.purge`."""
         items = self._streams[stream]
-        entries = list(items.entries.items())
-        items.failures.clear()
-        return [
-            entry.work_id for entry_id, entry in entries if items.finish(entry_id, entry.work_id)
+        earlier = [
+            (entry_id, entry.work_id)
+            for entry_id, entry in items.entries.items()
+            if int((re.findall(r"#(\d+)\.\d+$", entry.work_id) or [-1])[0]) < incarnation
         ]
+        for _, work_id in earlier:
+            items.failures.pop(work_id, None)
+        return [work_id for entry_id, work_id in earlier if items.finish(entry_id, work_id)]
 
     async def dead_letters(self) -> list[DeadLetter]:
         """See `RedisQueue.dead_letters`."""

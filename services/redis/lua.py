@@ -192,12 +192,14 @@ add(stream, id, body)
 return 1
 """
 
-# stream, group. The ids of the items that this call ended.
+# stream, group, incarnation. The ids of the items that this call ended: not those that this start
+# or a later one has asked for (`…#incarnation.attempt`), for this one may have stood still.
 PURGE = """
-local stream, group, ended = ARGV[3], ARGV[4], {}
+local stream, group, incarnation, ended = ARGV[3], ARGV[4], tonumber(ARGV[5]), {}
 for _, entry in ipairs(redis.call('XRANGE', prefix .. stream, '-', '+')) do
   local id = field(entry, 'id')
-  if id then
+  local of_start = id and tonumber(string.match(id, '#(%d+)%.%d+$') or '')
+  if id and not (of_start and of_start >= incarnation) then
     if finish(stream, group, entry[1], id) then ended[#ended + 1] = id end
     redis.call('DEL', key('failures', stream, id))
   end

@@ -178,9 +178,15 @@ class RedisQueue:
                     pipe.xlen(self._keys.stream(name))
                 return sum(await pipe.execute())
 
-    async def purge(self, stream: str) -> list[str]:
-        """End every item without result; their work ids. A new trainer calls it."""
-        return [work_id.decode() for work_id in await self._call(lua.PURGE, *_stream(stream))]
+    async def purge(self, stream: str, incarnation: int) -> list[str]:
+        """End every item of earlier starts without result; their work ids. A new trainer calls it.
+
+        Args:
+            stream: One of the streams.
+            incarnation: The caller's: what this start or a later one has asked for stays.
+        """
+        ended = await self._call(lua.PURGE, *_stream(stream), incarnation)
+        return [work_id.decode() for work_id in ended]
 
     async def dead_letters(self) -> list[DeadLetter]:
         """The dead items that are kept, oldest first."""

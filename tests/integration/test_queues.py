@@ -210,12 +210,21 @@ async def test_an_item_that_kills_its_workers_is_dead_in_the_end(queue: RedisQue
     assert "lease expired 3 times" in letter.failures[-1]
 
 
+async def test_purge_leaves_what_this_start_or_a_later_one_asks_for(queue: RedisQueue) -> None:
+    """A trainer may have stood still in its start; the later one never asks for these again."""
+    names = [f"run-e0-r0#{start}.0" for start in (9, 10, 11)]
+    for name in names:
+        await queue.enqueue(LANE, name, b"1")
+    assert await queue.purge(LANE, 10) == names[:1]
+    assert await queue.length(LANE) == 2
+
+
 async def test_purge_ends_everything_claimed_or_not(queue: RedisQueue) -> None:
     await queue.enqueue(LANE, "g1", b"1")
     await queue.enqueue(LANE, "g2", b"2")
     lease = await claim(queue)
-    assert sorted(await queue.purge(LANE)) == ["g1", "g2"]
-    assert await queue.purge(LANE) == []
+    assert sorted(await queue.purge(LANE, 1)) == ["g1", "g2"]
+    assert await queue.purge(LANE, 1) == []
     assert not await queue.complete(lease, result_stream="rollouts", result=b"r")
     assert not await queue.renew(lease, "a")
     assert not await queue.fail(lease, "late", max_deliveries=1)
@@ -404,7 +413,7 @@ async def test_guards_expire_and_long_errors_are_cut(redis_url: str, run_keys: R
     (kept,) = (await claim(queue, "b", lease_s=LONG_S)).failures
     assert kept.endswith("cause")
     assert len(kept) == MAX_ERROR_CHARACTERS
-    await queue.purge(LANE)
+    await queue.purge(LANE, 1)
     guards = [key async for key in client.scan_iter(f"{run_keys.prefix}*:{LANE}:*")]
     assert [key.decode() for key in guards] == [run_keys.seen(LANE, "g1")]
     await client.aclose()

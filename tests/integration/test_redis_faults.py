@@ -141,7 +141,7 @@ async def test_a_foreign_entry_whose_lease_expired_is_set_aside_too(
     await asyncio.sleep(0.01)
     assert await queue.claim(LANE, "b", lease_s=0.001, block_s=0.05) is None
     assert (await queue.length(LANE), len(await queue.dead_letters())) == (0, 1)
-    assert await queue.purge(LANE) == []
+    assert await queue.purge(LANE, 1) == []
 
 
 @pytest.mark.parametrize("failures", ['["' + "\\ud800" + '"]', '{"a":' * 3000, "[" * 100_000])

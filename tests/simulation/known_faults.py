@@ -120,6 +120,12 @@ def work_ids_without_incarnation() -> None:
         kind.work_id = property(lambda self: f"{self.group_id}#{self.attempt}")
 
 
+@_fault
+def a_late_purge_takes_the_successors_groups() -> None:
+    """A trainer that stood still in its start sets aside what a later one has asked for."""
+    _in_script("PURGE", "of_start >= incarnation", "false")
+
+
 # -- Redis
 
 

@@ -106,7 +106,7 @@ class Loop(asyncio.BaseEventLoop):
         that was killed runs nothing."""
         self.set_task_factory(self._task)
         # asyncio's list of all tasks, a weak set, takes longer than what most of them do.
-        asyncio.tasks._all_tasks.add = lambda _: None  # type: ignore[attr-defined]
+        asyncio.tasks._all_tasks.add = lambda _: None
         self.set_exception_handler(lambda _loop, _context: None)
 
     def time(self) -> float:

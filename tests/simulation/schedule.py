@@ -108,7 +108,7 @@ _KINDS = {
     "kill_in_move": 3,
     "stop": 4,
     "pause": 4,
-    "zombie": 2,
+    "zombie": 5,
     "kill_redis": 2,
     "empty_redis": 2,
     "refuse": 2,

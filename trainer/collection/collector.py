@@ -223,7 +223,7 @@ class Collector:
     async def _set_old_aside(self) -> None:
         """What an earlier incarnation left on the streams is asked for anew."""
         for stream in CONSUMER_GROUPS:
-            left = await self._queue.purge(stream)
+            left = await self._queue.purge(stream, self._prompts.incarnation)
             if left:
                 logger.info("put aside %d groups of an earlier start on %r", len(left), stream)
 
