@@ -8,11 +8,12 @@ here, so that a seed gives the same scenes with every version of every library.
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from reward_service.attack import honest
+from reward_service.attack.honest import Box, Domain, Errors, draw_name, draw_triplets
 from scene_data.templates import answer_text
 from scene_graph.boxes import BoxSpace
-from scene_graph.graph import Relationship, SceneGraph, SceneObject
+from scene_graph.graph import SceneGraph, SceneObject
 from services.schemas.rewards import (
     ReferenceGraph,
     ReferenceObject,
@@ -50,42 +51,6 @@ PREDICATES = {
     "walking in": 1740,
 }  # fmt: skip
 
-Box = tuple[float, float, float, float]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Errors:
-    """How an honest answer differs from the truth. Shares are of the reference's counts.
-
-    Example: `Errors(keep_objects=0.7, keep_triplets=0.6, extra_objects=0.15, extra_triplets=0.15,
-    jitter=0.1, wrong_names=0.15, wrong_predicates=0.3)`
-    """
-
-    keep_objects: float
-    """Share of the reference's objects that are found."""
-    keep_triplets: float
-    """Share of its triplets that are found, where their ends are."""
-    extra_objects: float
-    """Invented ones, as a share."""
-    extra_triplets: float
-    jitter: float
-    """Standard deviation of each box edge, as a share of the box's side."""
-    wrong_names: float
-    """Share of the found objects that have another name."""
-    wrong_predicates: float
-
-
-IMPERFECT = Errors(
-    keep_objects=0.7,
-    keep_triplets=0.6,
-    extra_objects=0.15,
-    extra_triplets=0.15,
-    jitter=0.097,
-    wrong_names=0.15,
-    wrong_predicates=0.3,
-)
-"""A trained model's answer: mean IoU of found objects about 0.75."""
-
 SAME_SIZE = Errors(
     keep_objects=0.85,
     keep_triplets=0.75,
@@ -104,32 +69,15 @@ def make_scene(rng: random.Random, num_objects: int, num_triplets: int) -> Scene
         SceneObject(id=f"{draw_name(CATEGORIES, rng)}.{index}", bbox=_draw_box(rng))
         for index in range(1, num_objects + 1)
     )
-    return SceneGraph(objects=objects, relationships=_draw_triplets(objects, num_triplets, rng))
+    ids = [item.id for item in objects]
+    return SceneGraph(
+        objects=objects, relationships=draw_triplets(ids, num_triplets, PREDICATES, rng)
+    )
 
 
 def imperfect_answer(scene: SceneGraph, errors: Errors, rng: random.Random) -> SceneGraph:
     """An honest answer about a scene, boxes in pixels; well formed, ids of its own."""
-    kept, triplets = _keep(scene, errors, rng)
-    new_id = {item.id: f"{_name(item, errors, rng)}.{i}" for i, item in enumerate(kept, 1)}
-    found = [
-        SceneObject(id=new_id[item.id], bbox=jittered(item.bbox, errors.jitter, rng))
-        for item in kept
-    ]
-    invented = [
-        SceneObject(id=f"{draw_name(CATEGORIES, rng)}.{len(kept) + i}", bbox=_draw_box(rng))
-        for i in range(1, round(len(scene.objects) * errors.extra_objects) + 1)
-    ]
-    objects = tuple(rng.sample(found + invented, len(found) + len(invented)))
-    edges = {
-        Relationship(
-            subject=new_id[edge.subject],
-            predicate=_predicate(edge, errors, rng),
-            object=new_id[edge.object],
-        ): None
-        for edge in triplets
-    }
-    extra = _draw_triplets(objects, round(len(scene.relationships) * errors.extra_triplets), rng)
-    return SceneGraph(objects=objects, relationships=tuple(edges | dict.fromkeys(extra)))
+    return honest.imperfect_answer(scene, errors, DOMAIN, rng)
 
 
 def make_group(group_id: str, scene: SceneGraph, completions: Sequence[str]) -> RewardGroup:
@@ -167,27 +115,6 @@ def write(graph: SceneGraph) -> str:
     return answer_text(graph, BOX_SPACE, width=WIDTH, height=HEIGHT)
 
 
-def draw_name(counts: dict[str, int], rng: random.Random) -> str:
-    """A name with the chance of its count."""
-    return rng.choices(list(counts), weights=list(counts.values()))[0]
-
-
-def jittered(box: Box, share: float, rng: random.Random) -> Box:
-    """A box with each edge moved, inside the image and never inverted."""
-    x1, y1, x2, y2 = box
-    width, height = x2 - x1, y2 - y1
-
-    def moved(side: float) -> float:
-        return side * max(-0.3, min(0.3, rng.gauss(0, share)))
-
-    return (
-        max(0.0, x1 + moved(width)),
-        max(0.0, y1 + moved(height)),
-        min(float(WIDTH), x2 + moved(width)),
-        min(float(HEIGHT), y2 + moved(height)),
-    )
-
-
 def _draw_box(rng: random.Random) -> Box:
     """Sides are log-normal with Visual Genome's medians and quartiles; whole pixels."""
     scale = rng.gauss(0, 0.75)
@@ -199,46 +126,9 @@ def _draw_box(rng: random.Random) -> Box:
     return (float(a), float(b), float(c), float(d))
 
 
-def _draw_triplets(
-    objects: Sequence[SceneObject], count: int, rng: random.Random
-) -> tuple[Relationship, ...]:
-    """Different triplets between different objects; none where there are fewer than two."""
-    triplets: dict[Relationship, None] = {}
-    while len(triplets) < count and len(objects) > 1:
-        subject, target = rng.sample(range(len(objects)), 2)
-        predicate = draw_name(PREDICATES, rng)
-        edge = Relationship(
-            subject=objects[subject].id, predicate=predicate, object=objects[target].id
-        )
-        triplets[edge] = None
-    return tuple(triplets)
-
-
-def _keep(
-    scene: SceneGraph, errors: Errors, rng: random.Random
-) -> tuple[list[SceneObject], list[Relationship]]:
-    """What is found: triplets with their ends first, then objects up to their share."""
-    num_objects = max(1, round(len(scene.objects) * errors.keep_objects))
-    num_triplets = round(len(scene.relationships) * errors.keep_triplets)
-    ids: set[str] = set()
-    triplets: list[Relationship] = []
-    for edge in rng.sample(scene.relationships, len(scene.relationships)):
-        with_ends = ids | {edge.subject, edge.object}
-        if len(triplets) < num_triplets and len(with_ends) <= num_objects:
-            ids = with_ends
-            triplets.append(edge)
-    rest = [item.id for item in scene.objects if item.id not in ids]
-    ids |= set(rng.sample(rest, min(len(rest), num_objects - len(ids))))
-    return [item for item in scene.objects if item.id in ids], triplets
-
-
-def _name(item: SceneObject, errors: Errors, rng: random.Random) -> str:
-    if rng.random() >= errors.wrong_names:
-        return item.category
-    return draw_name({k: v for k, v in CATEGORIES.items() if k != item.category}, rng)
-
-
-def _predicate(edge: Relationship, errors: Errors, rng: random.Random) -> str:
-    if rng.random() >= errors.wrong_predicates:
-        return edge.predicate
-    return draw_name({k: v for k, v in PREDICATES.items() if k != edge.predicate}, rng)
+DOMAIN = Domain(
+    categories=CATEGORIES,
+    predicates=PREDICATES,
+    draw_box=_draw_box,
+    size=(float(WIDTH), float(HEIGHT)),
+)

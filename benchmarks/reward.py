@@ -18,10 +18,10 @@ from pathlib import Path
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 from benchmarks.honest_graphs import (  # noqa: E402
+    DOMAIN,
     SAME_SIZE,
     honest_groups,
     imperfect_answer,
-    jittered,
     make_group,
     make_scene,
     write,
@@ -32,6 +32,7 @@ from benchmarks.hostile_completions import (  # noqa: E402
     hostile_completions,
 )
 from benchmarks.reward_loops import Question, score_alone, score_shared  # noqa: E402
+from reward_service.attack.honest import jittered  # noqa: E402
 from reward_service.scoring import RewardScorer, make_scorer  # noqa: E402
 from reward_service.service.workers import settle  # noqa: E402
 from scene_graph.graph import Relationship, SceneGraph, SceneObject  # noqa: E402
@@ -198,7 +199,7 @@ def _difference(scorer: RewardScorer, groups: list[RewardGroup]) -> float:
 def _crowd(rng: random.Random) -> SceneGraph:
     """Where every object is like every other, and every triplet like every other."""
     objects = tuple(
-        SceneObject(id=f"man.{i}", bbox=jittered((200, 150, 600, 450), 0.02, rng))
+        SceneObject(id=f"man.{i}", bbox=jittered((200, 150, 600, 450), 0.02, rng, size=DOMAIN.size))
         for i in range(NUM_OBJECTS)
     )
     ends = rng.sample(list(permutations(objects, 2)), NUM_TRIPLETS)

@@ -29,12 +29,12 @@ from benchmarks.honest_graphs import (
     PREDICATES,
     SAME_SIZE,
     WIDTH,
-    draw_name,
     honest_groups,
     imperfect_answer,
     make_scene,
     write,
 )
+from reward_service.attack.honest import draw_name
 from reward_service.explain.explainer import Explainer
 from scene_graph.graph import SceneGraph
 from services.run_folder.index import RolloutIndex, Sort

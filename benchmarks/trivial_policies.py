@@ -19,15 +19,14 @@ from benchmarks.honest_graphs import (
     BOX_SPACE,
     CATEGORIES,
     HEIGHT,
-    IMPERFECT,
     PREDICATES,
     WIDTH,
-    Box,
     imperfect_answer,
     make_group,
     make_scene,
     write,
 )
+from reward_service.attack.honest import IMPERFECT, Box
 from reward_service.scoring import make_scorer
 from scene_data.reading.rows import read_graph
 from scene_data.templates import prompt_messages

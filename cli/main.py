@@ -15,6 +15,7 @@ from cli.commands.prepare.doctor import doctor
 from cli.commands.prepare.init import init
 from cli.commands.prepare.plan import plan
 from cli.commands.prepare.rehearse import rehearse
+from cli.commands.prepare.reward import reward_app
 from cli.commands.prepare.settings import settings_app
 from cli.commands.prepare.similarity import similarity_app
 from cli.commands.train.launch import demo, run
@@ -51,6 +52,7 @@ for _group, _name, _panel in (
     (data_app, "data", _BEFORE),
     (model_app, "model", _BEFORE),
     (similarity_app, "similarity", _BEFORE),
+    (reward_app, "reward", _BEFORE),
 ):
     app.add_typer(_group, name=_name, rich_help_panel=_panel)
 _COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {

@@ -52,8 +52,8 @@ def strict_metrics(
     """
     predictions, references = [p for p, _ in pairs], [r for _, r in pairs]
     predicted, reference = tabulate(
-        [ImageGraph() if graph is None else _image_graph(graph) for graph in predictions],
-        [_image_graph(graph) for graph in references],
+        [ImageGraph() if graph is None else image_graph(graph) for graph in predictions],
+        [image_graph(graph) for graph in references],
     )
     result = strict(predicted, reference)
     same = (field.name for field in fields(SceneGraphMetrics) if field.name in result.metrics)
@@ -67,7 +67,8 @@ def strict_metrics(
     )
 
 
-def _image_graph(graph: SceneGraph) -> ImageGraph:
+def image_graph(graph: SceneGraph) -> ImageGraph:
+    """A cleaned graph as metrics read it: boxes in fractions, names normalised."""
     index = {item.id: i for i, item in enumerate(graph.objects)}
     return ImageGraph(
         names=[item.category for item in graph.objects],

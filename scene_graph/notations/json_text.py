@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import asdict
 from typing import Any, NoReturn
 
 import msgspec
@@ -17,7 +16,10 @@ def write(graph: SceneGraph, task: Task) -> str:
     """The text of a graph whose boxes are in the space to write them in."""
     lists = {
         "objects": [{"id": item.id, "bbox": list(item.bbox)} for item in graph.objects],
-        "relationships": [asdict(edge) for edge in graph.relationships],
+        "relationships": [
+            {"subject": edge.subject, "predicate": edge.predicate, "object": edge.object}
+            for edge in graph.relationships
+        ],
     }
     payload = {name: lists[name] for name in TASK_LISTS[task]}
     return json.dumps(payload, ensure_ascii=False, separators=(",", ":"))

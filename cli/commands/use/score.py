@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from cli.rubric import load_rubric, named_in_errors
 from services.errors import InvalidInputError, SettingsError
 
 if TYPE_CHECKING:
@@ -108,51 +109,10 @@ def _explainer(
     wanted: str, task: Literal["sgg", "det", "cls"], folder: Path | None, terms: list[str]
 ) -> "Explainer":
     from reward_service.explain.explainer import Explainer
-    from reward_service.own_terms import check_weighed, load_own_terms
-    from reward_service.rubrics import find_rubric
-    from reward_service.similarity.registry import Similarities
 
-    is_file = Path(wanted).suffix in (".toml", ".json")
-    found, of_file = _read_rubric(Path(wanted)) if is_file else (wanted, [])
-    load_own_terms([*of_file, *terms])
-    try:
-        rubric = find_rubric(found)
-        # Who runs this command may load any model that the rubric asks for.
-        kind, _, model = rubric.similarity.partition(":")
-        similarities = Similarities(folder, [model] if kind == "embedding" else [])
-        explainer = Explainer(found, task, similarities)
-    except InvalidInputError as error:
-        text = error.message.replace("body.rubric", "--rubric", 1)
-        named = text if text != error.message else f"--rubric: {text}"
-        raise SettingsError(named) from error
-    check_weighed(terms, rubric, setting="--term")
-    return explainer
-
-
-def _read_rubric(file: Path) -> tuple[str | dict[str, Any], list[str]]:
-    """The rubric of a file, and the terms of one's own that the file of a run names."""
-    import json
-    import tomllib
-
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-        value = tomllib.loads(text) if file.suffix == ".toml" else json.loads(text)
-    except OSError as error:
-        raise SettingsError(f"--rubric: cannot read {file}: {error.strerror}") from error
-    except ValueError as error:
-        raise SettingsError(
-            f"--rubric: {file} is not {file.suffix[1:].upper()}: {error}"
-        ) from error
-    if isinstance(value, dict) and isinstance(value.get("reward"), dict):  # the file of a run
-        reward = value["reward"]
-        value, terms = reward.get("rubric"), reward.get("terms", [])
-    else:
-        terms = []
-    if not isinstance(value, dict | str):
-        raise SettingsError(f"--rubric: {file} is not a rubric: it has no terms")
-    if not isinstance(terms, list):
-        raise SettingsError(f"--rubric: {file}: reward.terms is a list")
-    return value, [str(term) for term in terms]
+    found, similarities = load_rubric(wanted, folder, terms, option="--rubric")
+    with named_in_errors("--rubric"):
+        return Explainer(found, task, similarities)
 
 
 def _defaults(reference: Path | None, image_size: str | None, box_space: str) -> dict[str, Any]:

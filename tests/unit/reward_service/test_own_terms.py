@@ -4,20 +4,20 @@ import re
 import shutil
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from planning.preflight.inputs import _check_rubric
-from reward_service import own_terms, terms
+from reward_service import terms
 from reward_service.own_terms import load_own_terms
 from reward_service.scoring import make_scorer
 from reward_service.service.catalogue import EXAMPLE
 from services.errors import InvalidInputError, SettingsError
 from services.schemas.rewards import RewardGroup
 from services.settings import Settings
+from tests.unit.reward_service.own_terms import forget
 from trainer.checkpoints.inputs import _term
 
 CODE = '''
@@ -57,23 +57,11 @@ DOG = (
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Iterator[Path]:
+def file(tmp_path: Path, own_terms_are_forgotten: None) -> Path:
     """A user's file; what is loaded of it is forgotten at the end."""
     path = tmp_path / "my_rewards.py"
     path.write_text(CODE)
-    before, places = dict(terms._TERMS), list(sys.path)
-    yield path
-    forget(before)
-    sys.path[:] = places
-
-
-def forget(before: dict[str, terms.Term]) -> None:
-    terms._TERMS.clear()
-    terms._TERMS.update(before)
-    own_terms._list.cache_clear()
-    own_terms._module_of_file.cache_clear()
-    for name in ("helper", "tools", "tools.deep"):
-        sys.modules.pop(name, None)
+    return path
 
 
 def group(*completions: str) -> RewardGroup:
@@ -130,7 +118,7 @@ def test_other_code_is_another_version_of_the_rubric(file: Path) -> None:
         file.write_text(code)
         load_own_terms([f"{file}:polite"])
         versions.append(make_scorer(rubric("polite")).rubric_version)
-        forget(before)
+        forget(before, "helper", "tools", "tools.deep")
     assert versions[0] == versions[1] != versions[2]
 
 
@@ -159,7 +147,7 @@ def test_what_a_file_imports_from_its_folder_is_a_part_of_it(file: Path) -> None
         (scored,) = scorer.score([group(DOG)])
         assert scored.rewards[0].breakdown["mine"] == value / 2
         versions.append(scorer.rubric_version)
-        forget(before)
+        forget(before, "helper", "tools", "tools.deep")
         sys.modules.pop("tools.leaf")
         # As another process: two writes within a second would leave Python's own cache as it is.
         shutil.rmtree(file.parent / "tools/__pycache__", ignore_errors=True)
