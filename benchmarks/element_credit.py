@@ -4,6 +4,7 @@ python -m benchmarks.element_credit
 """
 
 import os
+import random
 import statistics
 import time
 from collections.abc import Iterator
@@ -15,7 +16,15 @@ if __name__ == "__main__":  # one core, before numpy starts a thread for each co
 import torch
 from torch import Tensor
 
-from benchmarks.honest_graphs import honest_groups
+from benchmarks import hostile_completions as hostile
+from benchmarks.honest_graphs import (
+    SAME_SIZE,
+    honest_groups,
+    imperfect_answer,
+    make_group,
+    make_scene,
+    write,
+)
 from reward_service.scoring import make_scorer
 from reward_service.service.workers import settle
 from trainer.algorithms.advantages import group_relative
@@ -23,7 +32,7 @@ from trainer.algorithms.element_credit import element_relative
 
 SIZES = ((7, 5), (30, 20), (60, 60))
 NUM_GROUPS, GROUP_SIZE, ROUNDS = 16, 8, 7
-
+HOSTILE = ("100,000 boxes", "500 equal boxes", "500 equal boxes, 2000 triplets")
 LENGTH, NUM_OBJECTS = 8, 4
 """Elements of a toy answer at most, and those that are objects."""
 STOP, RIGHT, WRONG = range(3)
@@ -31,9 +40,10 @@ NUM_SAMPLES = 100_000
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print the three tables."""
     settle()
     print("\n".join(cost_table()), end="\n\n")
+    print("\n".join(hostile_table()), end="\n\n")
     print("\n".join(variance_table()))
 
 
@@ -57,6 +67,23 @@ def cost_table() -> Iterator[str]:
                 f"| {size[0]} x {size[1]} | `{rubric}` | {each:.0f} "
                 f"| {statistics.median(ratios):.2f} times |"
             )
+
+
+def hostile_table() -> Iterator[str]:
+    """Milliseconds of a completion against a reference of the size limit, `balanced`."""
+    rng, scorer = random.Random(0), make_scorer("balanced")
+    scene = make_scene(rng, hostile.NUM_OBJECTS, hostile.NUM_TRIPLETS)
+    texts = {"honest": write(imperfect_answer(scene, SAME_SIZE, rng))}
+    texts |= {name: hostile.hostile_completions()[name] for name in HOSTILE}
+    yield "| completion | ms | with credit |"
+    yield "|---|--:|--:|"
+    for name, text in texts.items():
+        group, milliseconds = make_group("g", scene, [text] * 2), list[float]()
+        for credit in (False, True):
+            start = time.process_time()
+            scorer.score([group], credit=credit)
+            milliseconds.append((time.process_time() - start) * 1000 / 2)
+        yield f"| {name} | {milliseconds[0]:.0f} | {milliseconds[1]:.0f} |"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,7 +34,8 @@ class PrefixBatch(ComparedBatch):
     @cached_property
     def num_elements(self) -> Indices:
         """[B] objects and triplets of each completion; for `cls`, triplets."""
-        return self._all_objects + self.comparison.predicted.num_triplets
+        counts: Indices = self._all_objects + self.comparison.predicted.num_triplets
+        return counts
 
     @cached_property
     def width(self) -> int:

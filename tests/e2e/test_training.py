@@ -2,8 +2,8 @@
 
 import asyncio
 import base64
-from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -153,6 +153,19 @@ def one_loss(
     return float(out.loss)
 
 
+def advantages_of_tokens(group: TrainGroup, tokenizer: Any) -> list[list[float]]:
+    """Of each completion's; its own advantage, or those of its elements."""
+    found = []
+    for i, completion in enumerate(group.rollout.completions):
+        credit = group.rewards[i].credit
+        if credit is None:
+            found.append([group.advantages[i]] * len(completion.token_ids))
+        else:
+            of_places = group.element_advantages[i]
+            found.append(token_advantages(completion, credit, of_places, tokenizer))
+    return found
+
+
 def test_greedy_output_after_updates_is_that_of_a_fresh_server(
     trained: Run, tmp_path: Path
 ) -> None:
@@ -252,17 +265,9 @@ def test_a_step_over_two_ranks_is_one_step(
     assert [row["advantages"] for row in rows] == [
         pytest.approx(group.advantages, abs=1e-9) for group in expected
     ]
-    by_element = whole.algorithm.credit == "element"
     tokenizer = load_processor(whole).tokenizer
-    advantages = [
-        [advantage] * len(completion.token_ids)
-        if not by_element
-        else token_advantages(completion, reward.credit, of_places, tokenizer)
-        for group in expected
-        for completion, reward, advantage, of_places in zip_longest(
-            group.rollout.completions, group.rewards, group.advantages, group.element_advantages
-        )
-    ]
+    advantages = [each for group in expected for each in advantages_of_tokens(group, tokenizer)]
+    by_element = whole.algorithm.credit == "element"
     assert any(len(set(of_tokens)) > 1 for of_tokens in advantages) == by_element
     completions = [c for group in groups for c in group.rollout.completions]
     truncated = [c.finish_reason == "length" for c in completions]

@@ -223,7 +223,7 @@ def test_nobody_who_does_not_ask_gets_credit() -> None:
         group_id="g",
         image_size=(9, 9),
         box_space="relative_1",
-        reference={"objects": [], "relationships": []},  # type: ignore[arg-type]
+        reference={"objects": [], "relationships": []},
         completions=[JSON],
     )
     (scored,) = make_scorer("balanced").score([group])
