@@ -1,17 +1,17 @@
 """What answers earn under a rubric, and what they are worth: triplet F1 of the evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from reward_service.scoring import RewardScorer
-from scene_data.templates import answer_text
 from scene_graph.boxes import BoxSpace
-from scene_graph.graph import SceneGraph
+from scene_graph.graph import SceneGraph, SceneObject
 from scene_graph.metrics.heldout_metrics import image_graph
 from scene_graph.metrics.strict import strict
 from scene_graph.metrics.table import ImageGraph, tabulate
+from scene_graph.notations.notation import NOTATIONS
 from scene_graph.parsing import parse_completion
 from scene_graph.similarity import Floats
 from services.schemas.rewards import (
@@ -24,7 +24,7 @@ from services.schemas.rewards import (
 
 BOX_SPACE = BoxSpace.parse("relative_1000")
 CHARACTERS_PER_TOKEN = 2.4
-"""Of answers in JSON with Qwen's vocabulary, about: for `length_penalty` that counts tokens"""
+"""About what answers in JSON have with Qwen's vocabulary, for `length_penalty` by tokens"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """Of one answer for each of B scenes."""
+    """What one answer for each of B scenes earns and is worth."""
 
     rewards: list[Reward]
     """[B]"""
@@ -73,7 +73,7 @@ class Court:
 
     def judge(self, answers: Sequence[SceneGraph]) -> Outcome:
         """[B] answers, boxes in fractions, one a scene."""
-        texts = [_text(*pair) for pair in zip(answers, self.scenes, strict=True)]
+        texts = [_text(answer) for answer in answers]
         groups = [
             group.model_copy(
                 update={
@@ -98,16 +98,20 @@ class Court:
 
 def as_written(answer: SceneGraph) -> SceneGraph:
     """An answer with its boxes rounded as its text has them: in thousandths."""
+    return _with_sides(answer, lambda side: round(side, 3))
+
+
+def _text(answer: SceneGraph) -> str:
+    thousandths = _with_sides(answer, lambda side: round(1000 * side))
+    return f"<answer>{NOTATIONS['json'].write(thousandths, 'sgg')}</answer>"
+
+
+def _with_sides(answer: SceneGraph, change: Callable[[float], float]) -> SceneGraph:
     objects = (
-        replace(item, bbox=tuple(round(side, 3) for side in item.bbox))  # type: ignore[arg-type]
+        SceneObject(id=item.id, bbox=tuple(change(side) for side in item.bbox))  # type: ignore[arg-type]
         for item in answer.objects
     )
     return replace(answer, objects=tuple(objects))
-
-
-def _text(answer: SceneGraph, scene: Scene) -> str:
-    pixels = answer.scaled(scene.width, scene.height)
-    return answer_text(pixels, BOX_SPACE, width=scene.width, height=scene.height)
 
 
 def _group(scene: Scene) -> RewardGroup:

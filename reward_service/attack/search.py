@@ -3,6 +3,10 @@
 An evolution of sequences of edits: the best of what was tried are changed by one edit each, round
 by round. What it finds on a third of the scenes counts if it holds on the others, which the search
 never saw. The same seed gives the same result.
+
+Every edit of a hole pays: without it the policy would earn less. An edit that does not pay is taken
+out, since no learner would keep it. Else any gain, such as that of more triplets of which many are
+right, would count as a hole as soon as junk that earns nothing is added to it.
 """
 
 import random
@@ -25,7 +29,7 @@ ERRORS_AWAY = 3.0
 """A gain counts on unseen scenes if it is so many standard errors above 0."""
 MIN_SCENES = 48
 MAX_EDITS = 6
-"""Of one policy"""
+"""A policy has no more"""
 MAX_HOLES = 3
 """So many are reported: more are variants of one"""
 _BEST, _CHILDREN, _TO_CONFIRM = 8, 48, 12
@@ -39,16 +43,16 @@ class Effect:
     """
 
     gain: float
-    """Of reward, as a share of the rubric's highest total"""
+    """More reward, as a share of the rubric's highest total"""
     gain_error: float
     """Standard error of it"""
     f1_loss: float
-    """Of triplet F1 (0..1)"""
+    """Less triplet F1 (0..1)"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hole:
-    """A policy that holds on unseen scenes."""
+    """A policy whose edits all pay, and that holds on unseen scenes."""
 
     policy: Policy
     effect: Effect
@@ -67,7 +71,7 @@ class Findings:
     """[B] honest ones"""
     honest: Outcome
     honest_gain: float
-    """Of reward, where every error is half as often; a share of the highest total"""
+    """More reward where every error is half as often; a share of the highest total"""
     holes: list[Hole]
     """The greatest gain first, `MAX_HOLES` at most"""
     num_policies: int
@@ -161,11 +165,10 @@ class Search:
         return [policy for policy in policies if self.tried[policy].f1_loss >= MIN_F1_LOSS]
 
     def smallest(self, policy: Policy) -> Policy:
-        """The hole without the edits that it does not need: none can go without loss of reward."""
+        """The policy without edits that do not pay: without any other one it would earn less."""
         for place in range(len(policy)):
             shorter = policy[:place] + policy[place + 1 :]
-            effect = self.effect(shorter) if shorter else None
-            if effect and effect.gain >= self.effect(policy).gain and effect.f1_loss >= MIN_F1_LOSS:
+            if shorter and self.effect(shorter).gain >= self.effect(policy).gain:
                 return self.smallest(shorter)
         return policy
 
@@ -213,7 +216,9 @@ def attack(
     for number in range(1, rounds + 1):
         search.round()
         on_round(number, len(search.tried))
-    smallest = dict.fromkeys(search.smallest(policy) for policy in search.holes()[:_TO_CONFIRM])
+    holes = search.holes()
+    simple = [policy for policy in holes if len(policy) == 1]  # what holds anywhere, not here alone
+    smallest = {search.smallest(policy) for policy in (*holes[:_TO_CONFIRM], *simple)}
     unseen = Ground(scorer, scenes[third:], prior, seed)
     better = unseen.court.judge(unseen.honest_answers(IMPERFECT.halved()))
     return Findings(
@@ -221,7 +226,7 @@ def attack(
         answers=unseen.answers,
         honest=unseen.honest,
         honest_gain=unseen.effect_of(better).gain,
-        holes=confirmed(unseen, sorted(smallest, key=len)),
+        holes=confirmed(unseen, sorted(smallest)),
         num_policies=len(search.tried),
     )
 

@@ -155,7 +155,7 @@ def test_a_graded_similarity_brings_synonyms_and_other_guesses() -> None:
 
 
 def test_shares_of_few_parts_are_right_on_average() -> None:
-    """Of two or three objects 70 % cannot be found in one scene."""
+    """One scene of two or three objects cannot keep 70 % of them."""
     import random
 
     domain = learn_prior([scene.graph for scene in SCENES], ExactSimilarity()).domain
