@@ -32,7 +32,7 @@ MAX_EDITS = 6
 """A policy has no more"""
 MAX_HOLES = 3
 """So many are reported: more are variants of one"""
-_BEST, _CHILDREN, _TO_CONFIRM = 8, 48, 12
+_BEST, _CHILDREN, _TO_CONFIRM = 8, 48, 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,12 +213,13 @@ def attack(
     prior = learn_prior((scene.graph for scene in scenes[:third]), scorer.similarity)
     ground = Ground(scorer, scenes[:third], prior, seed)
     search = Search(ground, random.Random(f"search/{seed}"))
+    promising = set(search.holes()[:_TO_CONFIRM])
     for number in range(1, rounds + 1):
         search.round()
+        # Each round's: later ones may fit the searched scenes alone.
+        promising.update(search.holes()[:_TO_CONFIRM])
         on_round(number, len(search.tried))
-    holes = search.holes()
-    simple = [policy for policy in holes if len(policy) == 1]  # what holds anywhere, not here alone
-    smallest = {search.smallest(policy) for policy in (*holes[:_TO_CONFIRM], *simple)}
+    smallest = {search.smallest(policy) for policy in promising}
     unseen = Ground(scorer, scenes[third:], prior, seed)
     better = unseen.court.judge(unseen.honest_answers(IMPERFECT.halved()))
     return Findings(
