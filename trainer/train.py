@@ -52,6 +52,7 @@ def train_steps(run: TrainingRun) -> None:
                 batch = run.batches.take_with_advantages(step)
             with run.phase("prepare"):
                 prepared = run.batches.prepared()
+            run.guard.check()  # a Redis that was emptied knows of no later start
             with run.phase("train"):
                 output = run.engine.train_step(prepared.mini_batches, run.learning_rate(step))
                 learned = run.ranks.combine(output.stats) | prepared.metrics

@@ -3,7 +3,9 @@ import json
 import math
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +27,7 @@ from trainer.ranks.write_guard import WriteGuard
 from trainer.records.files import RunRecords, ledger_line, step_metrics
 from trainer.records.index_lines import MAX_NAMES, sampled_names
 from trainer.records.rollout_files import RolloutFiles
+from trainer.train import train_steps
 from trainer.types import Outcome, StepBatch, UnusedGroup
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -205,6 +208,22 @@ def test_whatever_fails_in_a_trainer_that_was_taken_for_dead_is_its_successor(
     with pytest.raises(SupersededError, match="incarnation 2") as found, old.explaining():
         (tmp_path / "gone").rename(tmp_path / "whole")
     assert isinstance(found.value.__cause__, FileNotFoundError)
+
+
+def test_a_trainer_that_was_taken_for_dead_trains_nothing(tmp_path: Path) -> None:
+    """Redis may have been emptied: then its groups are of the later one's versions."""
+    old = WriteGuard(tmp_path)
+    old.take(1)
+    WriteGuard(tmp_path).take(2)
+    run: Any = SimpleNamespace(
+        stoppable=nullcontext,
+        steps=lambda: iter([0]),
+        phase=lambda _: nullcontext(),
+        batches=SimpleNamespace(take_with_advantages=lambda _: None, prepared=lambda: None),
+        guard=old,
+    )
+    with pytest.raises(SupersededError):
+        train_steps(run)
 
 
 def test_first_start_has_nothing_to_cut(tmp_path: Path) -> None:
