@@ -129,7 +129,6 @@ class Raw:
 
     def load_seconds(self, file: Path) -> float:
         """Time of vLLM's own three calls that load a file, with nothing to sample."""
-        self._llm.collective_rpc("sgg_forget_update")
         started = time.perf_counter()
         self._llm.collective_rpc("start_weight_update")
         self._llm.collective_rpc("update_weights", args=({"file": str(file)},))

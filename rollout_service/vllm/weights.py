@@ -7,10 +7,7 @@ import asyncio
 import time
 from typing import Any
 
-from vllm.distributed.weight_transfer.base import (
-    WeightTransferInitRequest,
-    WeightTransferUpdateRequest,
-)
+from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
 from rollout_service.vllm.lora import install_adapter, lora_request
 from services.errors import WaitTimeoutError
@@ -47,14 +44,11 @@ async def join(llm: Any, rendezvous: Rendezvous) -> None:
 async def load(llm: Any, settings: Settings, staged: Staged, manifest: WeightManifest) -> None:
     """Replace the weights, and clear the caches that depend on them.
 
-    Nothing is sampled meanwhile, so calls that need no answer to go on are sent together: the
-    engine's process takes them in order.
+    Nothing is sampled meanwhile, so there are as few calls as can be: each waits for this process
+    and the engine's, which the outputs before the pause keep busy.
     """
-    await asyncio.gather(llm.collective_rpc("sgg_forget_update"), llm.start_weight_update())
-    if not isinstance(staged, StagedAdapter):
-        request = WeightTransferUpdateRequest(update_info=_update_info(staged, manifest))
-        await llm.update_weights(request)
-    await llm.finish_weight_update()
+    info = None if isinstance(staged, StagedAdapter) else _update_info(staged, manifest)
+    await llm.collective_rpc("sgg_update_weights", args=(info,))
     if isinstance(staged, StagedAdapter):
         # vLLM has just forgotten all adapters. The others are loaded again when they are asked for.
         await asyncio.to_thread(install_adapter, settings, staged.folder)

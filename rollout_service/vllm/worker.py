@@ -232,9 +232,17 @@ class WorkerExtension:
         """The mark again: see `rollout_service.vllm.executor`."""
         return mark
 
-    def sgg_forget_update(self) -> None:
-        """Let a new update start: a failed `finish_weight_update` leaves vLLM's open."""
-        self._weight_update_active = False
+    def sgg_update_weights(self, update_info: dict[str, Any] | None) -> None:
+        """All of an update in one call, in place of vLLM's three.
+
+        Args:
+            update_info: An `UpdateInfo`; None for an update that brings no tensors of the model.
+        """
+        self._weight_update_active = False  # a failed `finish_weight_update` leaves it set
+        self.start_weight_update()  # type: ignore[attr-defined]
+        if update_info is not None:
+            self.update_weights(update_info)  # type: ignore[attr-defined]
+        self.finish_weight_update()  # type: ignore[attr-defined]
 
 
 def _ipc_update(info: UpdateInfo) -> IPCWeightTransferUpdateInfo:

@@ -107,14 +107,20 @@ def shared() -> StagedHandles:
     return staged
 
 
+def update_of(llm: Any) -> Any:
+    """What the workers were told of the new weights."""
+    (name,), told = llm.collective_rpc.call_args
+    assert name == "sgg_update_weights"
+    return told["args"]
+
+
 @pytest.mark.parametrize("make", [partial(StagedFile, -1), StagedBroadcast, shared])
 async def test_new_weights(engine: VllmEngine, llm: Any, make: Callable[[], Staged]) -> None:
     weights = make()
     await engine.start()
     await engine.load_weights(weights, manifest())
-    info = UpdateInfo(**llm.update_weights.call_args.args[0].update_info)
-    assert (info.handles is not None) == isinstance(weights, StagedHandles)
-    llm.finish_weight_update.assert_awaited_once_with()
+    (info,) = update_of(llm)
+    assert (UpdateInfo(**info).handles is not None) == isinstance(weights, StagedHandles)
     llm.update_weight_version.assert_awaited_once_with("1")
     llm.reset_encoder_cache.assert_awaited_once()
 
@@ -124,7 +130,7 @@ async def test_a_new_adapter(engine: VllmEngine, llm: Any, tmp_path: Path) -> No
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     await engine.load_weights(StagedAdapter(adapter), manifest())
-    llm.update_weights.assert_not_called()
+    assert update_of(llm) == (None,)
     llm.add_lora.assert_awaited_once()
 
 
