@@ -50,7 +50,8 @@ class PrefixBatch(ComparedBatch):
     @property
     def num_objects(self) -> Indices:
         """[B W]."""
-        return np.minimum(np.arange(self.width), self._all_objects[:, None]).ravel()
+        counts: Indices = np.minimum(np.arange(self.width), self._all_objects[:, None])
+        return counts.ravel()
 
     @property
     def num_reference_objects(self) -> Indices:

@@ -154,7 +154,7 @@ def one_loss(
 
 
 def advantages_of_tokens(group: TrainGroup, tokenizer: Any) -> list[list[float]]:
-    """Of each completion's; its own advantage, or those of its elements."""
+    """Each completion's own advantage, or those of its elements."""
     found = []
     for i, completion in enumerate(group.rollout.completions):
         credit = group.rewards[i].credit

@@ -50,7 +50,7 @@ def test_the_page_shows_the_worked_example(page: dict[str, Any]) -> None:
 def test_the_page_describes_bodies_that_the_handler_reads_itself(page: dict[str, Any]) -> None:
     schemas = page["components"]["schemas"]
     assert set(schemas["RewardRequest"]["properties"]) == {
-        *("schema_version", "task", "rubric", "groups")
+        *("schema_version", "task", "rubric", "credit", "groups")
     }
     assert "balanced" in str(schemas["RewardRequest"]["properties"]["rubric"])
     assert "beta" in schemas["Rubric"]["properties"]
