@@ -6,10 +6,10 @@ arXiv 2109.10852, does the same): a box that is a pixel off is another text, and
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from evaluation.reading.lines import GraphLine
+from evaluation.reading.lines import GraphLine, LineObject, LineRelationship
 from scene_graph.boxes import BoxSpace
 from scene_graph.cleaning import Task
 from scene_graph.notations.answer import NotationName, Span
@@ -56,12 +56,16 @@ def give_scores(
     usual = math.exp(sum(answer.rollout_logprobs) / max(len(answer.rollout_logprobs), 1))
     num_objects = 0 if task == "cls" else len(found.columns.ids)
     objects = [] if task == "cls" else line.objects
-    for items, known in (
-        (objects, probabilities[:num_objects]),
-        (line.relationships, probabilities[num_objects:]),
-    ):
-        for place, item in enumerate(items):
-            item.score = min(known[place] if place < len(known) else usual, 1.0)
+    _set_scores(objects, probabilities[:num_objects], usual)
+    _set_scores(line.relationships, probabilities[num_objects:], usual)
+
+
+def _set_scores(
+    items: Sequence[LineObject | LineRelationship], known: Sequence[float], usual: float
+) -> None:
+    """The first items are those that are known."""
+    for place, item in enumerate(items):
+        item.score = min(known[place] if place < len(known) else usual, 1.0)
 
 
 def _probability(answer: Completion, span: Span, *, box: bool) -> float:

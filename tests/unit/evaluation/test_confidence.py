@@ -37,7 +37,7 @@ def test_equal_scores_are_the_mean_over_their_orders() -> None:
     for order in permutations(range(5)):
         found = confidence(scores[[*order]], right[[*order]])
         assert found.risk_coverage_area == pytest.approx(np.mean(areas))
-        assert found.risk_at_coverage[-1] == (1.0, pytest.approx(0.4))
+        assert found.risk_at_coverage[-1] == pytest.approx((1.0, 0.4))
 
 
 def test_scores_that_are_no_shares_have_a_ranking_and_no_calibration() -> None:

@@ -124,7 +124,8 @@ def test_a_phones_picture_lies_upright_and_the_failed_ones_cost_nobody_else(
 def test_scores_and_a_consensus_come_from_a_server(server: LiveServer, tmp_path: Path) -> None:
     pictures = answered_pictures(server, tmp_path, 2)
     lines, _ = predicted(server, tmp_path / "scored", pictures, scores=True)
-    scores = [item.score for line in lines for item in [*line.objects, *line.relationships]]
+    scores = [item.score for line in lines for item in line.objects]
+    scores += [edge.score for line in lines for edge in line.relationships]
     assert len(scores) > 4
     assert all(0 < score < 1 for score in scores)
     lines, _ = predicted(server, tmp_path / "agreed", pictures, consensus=4, temperature=1.0)

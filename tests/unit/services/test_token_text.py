@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 from services.models.token_text import token_ends
 
 TOKENIZER = Tokenizer.from_file("assets/toy-start/tokenizer.json")
-END = TOKENIZER.token_to_id("<|im_end|>")
+END: int = TOKENIZER.encode("<|im_end|>", add_special_tokens=False).ids[0]
 
 
 @given(text=st.text(max_size=40))
