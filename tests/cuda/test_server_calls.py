@@ -43,7 +43,7 @@ UNIQUE_ID = base64.b64encode(bytes(128)).decode()
 async def in_the_worker(method: str, args: tuple[Any, ...] = ()) -> list[Any]:
     """What `collective_rpc` does there: call a method of the worker by its name."""
     inspect.signature(getattr(WorkerExtension, method)).bind(Mock(), *args)
-    return [list(args[0]) if args else True]
+    return [list(args[0]) if args and args[0] else True]
 
 
 @pytest.fixture
