@@ -181,11 +181,16 @@ class RoomWait:
     Args:
         folder: What is written to; the log names it.
         timeout_s: Longest wait.
+        check: Called before each attempt, for much may have changed in a wait; what it raises ends
+            it.
     """
 
-    def __init__(self, folder: Path, timeout_s: float) -> None:
+    def __init__(
+        self, folder: Path, timeout_s: float, check: Callable[[], object] = lambda: None
+    ) -> None:
         self._folder = folder
         self._timeout_s = timeout_s
+        self._check = check
         self._notice = WaitNotice(timeout_s)
         self._lock = threading.Lock()
         self._full_since: float | None = None
@@ -198,6 +203,7 @@ class RoomWait:
             OSError: It failed for another reason.
         """
         while True:
+            self._check()
             try:
                 result = attempt()
             except OSError as error:

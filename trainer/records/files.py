@@ -37,7 +37,7 @@ class RunRecords:
     def __init__(self, settings: Settings, rank: int, guard: WriteGuard | None = None) -> None:
         files = settings.run.files
         self._check = (guard or WriteGuard(files.path)).check
-        self._room = RoomWait(files.path, settings.trainer.wait_timeout_s)
+        self._room = RoomWait(files.path, settings.trainer.wait_timeout_s, self._check)
         paths = (files.ledger, files.metrics, files.evaluations, files.events)
         tables = [StepLines(file) for file in paths]
         self._ledger, self._metrics, self._evaluations, events = tables
@@ -71,7 +71,6 @@ class RunRecords:
         groups: Sequence[TrainGroup] = (),
     ) -> None:
         """Append one step, with groups that trackers may show; rank 0 only."""
-        self._check()
         self._room.write(lambda: self._ledger.append(ledger))
         self._room.write(lambda: self._metrics.append(metrics))
         self._trackers.log(metrics)
@@ -80,7 +79,6 @@ class RunRecords:
     def evaluations(self, rows: Sequence[Mapping[str, Any]], step: int) -> None:
         """Append what has come while `step` trained; rank 0 only has any."""
         for row in rows:
-            self._check()
             self._room.write(partial(self._evaluations.append, row))
             self.events.note("evaluated", f"version {row['step']} is evaluated", row["step"])
             self._trackers.log_evaluation(row, step)

@@ -37,7 +37,7 @@ class RolloutFiles:
     """Longest wait for room on a full disk."""
 
     def __post_init__(self) -> None:
-        self._room = RoomWait(self.folder, self.timeout_s)
+        self._room = RoomWait(self.folder, self.timeout_s, self.check)
         self._thread = ThreadPoolExecutor(1, "rollouts")
         self._written: Future[list[IndexLine]] | None = None
         """The lines of the step's last `write`."""
@@ -137,7 +137,6 @@ class RolloutFiles:
         if records:
             lines += self._write(f"step-{step:06d}.unused.jsonl.gz", records)
         lines = sorted([*trained, *lines], key=lambda line: line.position)
-        self.check()
         self._room.write(lambda: self._index.append(*lines))
 
     def _write(self, name: str, records: Iterable[RolloutRecord]) -> list[IndexLine]:

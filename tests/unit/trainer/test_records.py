@@ -27,6 +27,7 @@ from trainer.ranks.write_guard import WriteGuard
 from trainer.records.files import RunRecords, ledger_line, step_metrics
 from trainer.records.index_lines import MAX_NAMES, sampled_names
 from trainer.records.rollout_files import RolloutFiles
+from trainer.records.step_lines import StepLines
 from trainer.train import train_steps
 from trainer.types import Outcome, StepBatch, UnusedGroup
 
@@ -208,6 +209,27 @@ def test_whatever_fails_in_a_trainer_that_was_taken_for_dead_is_its_successor(
     with pytest.raises(SupersededError, match="incarnation 2") as found, old.explaining():
         (tmp_path / "gone").rename(tmp_path / "whole")
     assert isinstance(found.value.__cause__, FileNotFoundError)
+
+
+def test_a_trainer_that_waited_for_room_looks_again_whether_it_may_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard, append = WriteGuard(tmp_path / "run"), StepLines.append
+    records, full = RunRecords(settings(tmp_path), 0, guard), [True]
+    guard.take(1)
+    records.cut_to(0)
+
+    def superseded_meanwhile(table: StepLines, *rows: Any) -> None:
+        if full and full.pop():
+            WriteGuard(tmp_path / "run").take(2)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(table, *rows)
+
+    monkeypatch.setattr(StepLines, "append", superseded_meanwhile)
+    monkeypatch.setattr(waiting, "PAUSE_S", 0.0)
+    with pytest.raises(SupersededError):
+        records.step({"step": 0}, {"step": 0})
+    assert (tmp_path / "run/ledger.jsonl").read_text() == ""
 
 
 def test_a_trainer_that_was_taken_for_dead_trains_nothing(tmp_path: Path) -> None:
