@@ -11,6 +11,9 @@ from torch import Tensor
 
 from trainer.algorithms.advantages import EPSILON, Scale
 
+ROUNDING = 1e-9
+"""A smaller difference of sums of rewards is their rounding: answers that are equal get zeros."""
+
 
 def element_relative(
     totals: Tensor,
@@ -55,7 +58,8 @@ def element_relative(
     others = to_go.transpose(1, 2).unsqueeze(1).expand(there.shape)
     mean = others.gather(2, there).mean(dim=3)
     beyond = places > num_elements.unsqueeze(2)
-    centred = (to_go - mean).masked_fill(beyond, 0.0)
+    centred = to_go - mean
+    centred = centred.masked_fill(beyond | (centred.abs() < ROUNDING), 0.0)
     if scale == "none":
         return centred
     if scale == "batch":

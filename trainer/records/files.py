@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import chain
 from statistics import fmean, pstdev
 from typing import Any, get_args
 
@@ -127,13 +128,18 @@ def step_metrics(batch: StepBatch, policy_version: int) -> dict[str, Any]:
         "num_stale": len(batch.outcome.stale),
         "num_dead": len(batch.outcome.dead),
         "num_replaced": len(batch.outcome.replaced),
-        "groups_without_spread": sum(not any(group.advantages) for group in batch.groups),
+        "groups_without_spread": sum(map(_teaches_nothing, batch.groups)),
         "completion_length_mean": fmean(len(c.token_ids) for c in completions),
         "completion_length_max": max(len(c.token_ids) for c in completions),
         "truncated_rate": fmean(c.finish_reason == "length" for c in completions),
         "num_completions": len(completions),
         "num_tokens": sum(len(c.token_ids) for c in completions),
     }
+
+
+def _teaches_nothing(group: TrainGroup) -> bool:
+    """Whether all advantages are 0: those of answers, and of their elements where they have any."""
+    return not any(chain(group.advantages, *group.element_advantages))
 
 
 def metrics_line(

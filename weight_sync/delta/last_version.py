@@ -105,24 +105,33 @@ def _compared(
     Returns:
         What that changed, and nothing. Once it is more than `most` bytes, or a tensor is another:
         None, and the version's tensors, those of `tensors` that are turned already among them.
+
+    Raises:
+        MemoryError: And whatever else a tensor's comparison raises: it may be half turned.
     """
     found = FoundDelta()
     running: deque[tuple[str, Tensor, Future[tuple[TensorDelta, str]]]] = deque()
     turned: list[_Item] = []
     most_running = num_threads()  # comparing and digesting work outside Python's global lock
+
+    def turn_the_rest() -> None:
+        while running:
+            found.add(*running.popleft())
+
     with ThreadPoolExecutor(most_running) as pool:
         for name, tensor in weights:
             last = tensors.get(name)
             if last is None or (last.shape, last.dtype) != (tensor.shape, tensor.dtype):
+                turn_the_rest()
                 return None, chain(turned, [(name, tensor)], weights)
             turned.append((name, last))
             running.append((name, tensor, pool.submit(_difference, last, tensor)))
             if len(running) > most_running:
                 found.add(*running.popleft())
             if found.num_bytes > most:
+                turn_the_rest()
                 return None, chain(turned, weights)
-        while running:
-            found.add(*running.popleft())
+        turn_the_rest()
     if len(turned) < len(tensors) or found.num_bytes > most:
         return None, turned
     return found, ()

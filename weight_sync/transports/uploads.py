@@ -10,6 +10,7 @@ import fcntl
 import mmap
 import os
 import shutil
+import signal
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -101,6 +102,8 @@ class SpoolFile:
     def is_shared(self) -> bool:
         """Whether somebody else may have it open: the kernel gives a lease of it to nobody then."""
         try:
+            # Who opens it meanwhile has the kernel send a signal, and SIGIO would end the process.
+            fcntl.fcntl(self.descriptor, fcntl.F_SETSIG, signal.SIGURG)
             fcntl.fcntl(self.descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
             fcntl.fcntl(self.descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
         except OSError:  # also where the file system has no leases
@@ -352,6 +355,7 @@ class Uploads:
         try:
             with self.spool.writing():
                 made = await asyncio.to_thread(self._patched, request, links, held)
+                self._name(version, made, links)
         except BaseException:
             if held is not None:
                 self._uploads[links.base] = held
@@ -387,9 +391,8 @@ class Uploads:
         )
 
     def _patched(self, request: StageRequest, links: _Links, held: _Upload | None) -> _Upload:
-        """The version's file, of which this server's of the base becomes one."""
+        """This server's file of the base, with the version in it."""
         manifest = request.manifest
-        path = self.spool.folder / manifest.version.file_name
         own = held.file if held is not None else self.spool.new_file("base")
         try:
             with ExitStack() as stack:
@@ -399,15 +402,20 @@ class Uploads:
                     shutil.copyfile(whole.path, own.path)
                 mapped = (held and held.whole) or open_whole(own.path)
                 digests = patch(mapped, deltas, manifest, base_verified=links.base_verified)
-            delta = path.rename(delta_file(path)) if path in links.deltas else None
-            own.rename(path.name)
         except BaseException:
             if held is None:
                 own.remove()
             raise
-        if held is not None and held.delta != delta:
+        if held is not None:
             held.drop_delta()
-        return _Upload(own, mapped.header, digests, request.checksum, delta, mapped)
+        return _Upload(own, mapped.header, digests, request.checksum, whole=mapped)
+
+    def _name(self, version: Version, made: _Upload, links: _Links) -> None:
+        """Give both files their names: on the event loop, as uploads get theirs, none between."""
+        path = self.spool.folder / version.file_name
+        if path in links.deltas:
+            made.delta = path.rename(delta_file(path))
+        made.file.rename(path.name)
 
     def _sent(self, version: Version) -> Found | None:
         upload = self._uploads.get(version)

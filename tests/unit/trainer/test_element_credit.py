@@ -71,6 +71,20 @@ def test_a_group_of_equal_totals_keeps_what_its_elements_tell() -> None:
     assert found.abs().max() < 2, "no small spread makes them large"
 
 
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_equal_answers_have_exact_zeros(scale: Scale) -> None:
+    """Their sums are rounded: 0.1 + 0.2 + 0.7 and the mean of three are."""
+    found = element_relative(
+        doubles([1.1, 1.1, 1.1]),
+        doubles([[0.1, 0.2, 0.7]] * 3),
+        torch.tensor([[2, 2, 2]]),
+        torch.tensor([[3, 3, 3]]),
+        scale=scale,
+        decay=0.9,
+    )
+    assert not found.any()
+
+
 def test_the_gradient_is_unbiased_and_of_less_variance() -> None:
     """100,000 samples of a policy of eight elements, whose gradient is known."""
     whole, element = toy_gradients("answer"), toy_gradients("element")

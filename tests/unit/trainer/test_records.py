@@ -504,5 +504,9 @@ def test_metrics_of_a_step() -> None:
         "num_completions": 4,
         "num_tokens": 6,
     }
+    # Its answers earn the same, and their elements do not.
+    learns = two_versions.model_copy(update={"element_advantages": [[0.0, 1.0], [0.0, -1.0]]})
+    batch = batch.model_copy(update={"groups": [batch.groups[0], learns]})
+    assert step_metrics(batch, policy_version=5)["groups_without_spread"] == 0
     ledger = ledger_line(batch, 5)
     assert ledger["group_ids"] == ["run-e0-r0", "run-e0-r1"]

@@ -22,14 +22,15 @@ from services.schemas.weights import (
 )
 from services.settings import Settings
 from tests.updaters import Content, ToyEngine, settings_of
-from weight_sync.delta import patching
+from weight_sync.delta import last_version, patching
+from weight_sync.delta.encoding import advance
 from weight_sync.digests import tensor_digest
 from weight_sync.engine import Staged
 from weight_sync.file_format import raw_bytes
 from weight_sync.publishing.publisher import WHOLE_EVERY
 from weight_sync.transports.files import FileSender, StagedFile, delta_file
 from weight_sync.transports.sender import CheckedManifest, Prepared, make_sender
-from weight_sync.transports.uploads import Spool
+from weight_sync.transports.uploads import Spool, Uploads
 from weight_sync.updater import WeightUpdater
 
 TRANSPORTS = ("shm", "disk", "http")
@@ -211,6 +212,24 @@ async def test_other_tensors_are_sent_whole(make: Any) -> None:
         assert server.engine.digests == trainer.digests
         whole = checked.manifest.policy_version == 1
         assert (checked.manifest.delta is None) == whole
+
+
+def test_a_tensor_that_could_not_be_compared_is_not_sent(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where the delta does not pay before it is its turn: it may be half the old one."""
+    trainer, _ = make("shm")
+    trainer.step()
+
+    def failing(base: Any, new: Any) -> Any:
+        if len(new) == 7:
+            raise MemoryError("norm")
+        return advance(base, new)
+
+    monkeypatch.setattr(last_version, "advance", failing)
+    monkeypatch.setattr(last_version, "num_threads", lambda: 2)
+    with pytest.raises(MemoryError, match="norm"):
+        trainer.step(1.0)
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -432,6 +451,28 @@ async def test_a_failure_halfway_is_undone(make: Any, monkeypatch: pytest.Monkey
         await server.stage(trainer, checked)
     monkeypatch.undo()
     await server.take(trainer, checked)
+    assert server.engine.digests == trainer.digests
+
+
+async def test_a_delta_that_comes_once_more_while_it_is_applied(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the answer to its upload is lost: what is staged is the whole version anyway."""
+    trainer, server = make("http")
+    await server.take(trainer, trainer.step())
+    checked, loop = trainer.step(), asyncio.get_running_loop()
+    again = []
+
+    def patched(updates: Uploads, *args: Any) -> Any:
+        made = once(updates, *args)  # in its thread, whose result the event loop does not have yet
+        sent = server.upload(checked, trainer.file(checked))
+        again.append(asyncio.run_coroutine_threadsafe(sent, loop).result(30))
+        return made
+
+    once = Uploads._patched
+    monkeypatch.setattr(Uploads, "_patched", patched)
+    await server.take(trainer, checked)
+    assert len(again) == 1
     assert server.engine.digests == trainer.digests
 
 

@@ -1,7 +1,10 @@
 """Uploads: what is kept of them, and what is staged from them."""
 
 import asyncio
+import fcntl
+import os
 import resource
+import signal
 import socket
 import threading
 from collections.abc import AsyncIterator
@@ -30,7 +33,7 @@ from tests.shm_versions import HASHES, ShmRun, ShmVersion, tensors_of
 from tests.updaters import Content, ToyEngine, settings_of, updater_of
 from weight_sync.file_format import MAX_HEADER_BYTES
 from weight_sync.transports import uploads
-from weight_sync.transports.uploads import IncomingFile, Spool, spool_folder
+from weight_sync.transports.uploads import IncomingFile, Spool, SpoolFile, spool_folder
 from weight_sync.updater import WeightUpdater
 
 
@@ -123,6 +126,31 @@ async def test_a_version_gets_the_pages_of_the_one_that_goes(
         np.testing.assert_equal(load_file(file), arrays)
         files.add(file.stat().st_ino)
     assert len(files) == 2
+
+
+def test_who_opens_a_file_while_it_is_looked_at_ends_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel tells it who has the lease, by SIGIO if nothing else is said, which ends it."""
+    file, told = SpoolFile(tmp_path / "file"), list[int]()
+    control, before = (
+        fcntl.fcntl,
+        signal.signal(signal.SIGIO, lambda number, _: told.append(number)),
+    )
+
+    def opened_meanwhile(descriptor: int, command: int, argument: int) -> int:
+        if (command, argument) == (fcntl.F_SETLEASE, fcntl.F_UNLCK):
+            with pytest.raises(BlockingIOError):
+                os.open(file.path, os.O_RDONLY | os.O_NONBLOCK)
+        return control(descriptor, command, argument)
+
+    monkeypatch.setattr(fcntl, "fcntl", opened_meanwhile)
+    try:
+        file.is_shared()
+        assert told == []
+    finally:
+        signal.signal(signal.SIGIO, before)
+        file.remove()
 
 
 async def test_a_spool_that_others_have_emptied_takes_versions(
