@@ -31,6 +31,7 @@ from trainer.ranks.group import Ranks
 from weight_sync.transports.host import on_host
 
 MIB = 2**20
+_ROUNDS = 5
 
 
 def main() -> None:
@@ -89,17 +90,19 @@ def settings_of(folder: Path, export_bucket_gib: float = 0.5) -> Settings:
 
 
 def row(name: str, work: Callable[[], object]) -> None:
-    """Measure once, after a round that warms the allocator up."""
+    """Medians of some rounds, after one that warms the allocator up."""
     work()
-    before, start, cpu = reset_peak(), time.perf_counter(), time.process_time()
-    work()
-    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-    found = torch.zeros(dist.get_world_size(), 2)
-    found[dist.get_rank()] = torch.tensor([cpu, (resident("VmHWM") - before) / MIB])
+    found = torch.zeros(_ROUNDS, dist.get_world_size(), 3)
+    for of_round in found:
+        before, start, cpu = reset_peak(), time.perf_counter(), time.process_time()
+        work()
+        took = time.perf_counter() - start, time.process_time() - cpu
+        rise = (resident("VmHWM") - before) / MIB
+        of_round[dist.get_rank()] = torch.tensor([*took, rise])
     dist.all_reduce(found)
-    cpus, rises = found.T.tolist()
+    seconds, cpus, rises = found.median(0).values.T.tolist()
     shown = ", ".join(f"{cpu:.2f}" for cpu in cpus), ", ".join(f"{rise:.0f}" for rise in rises)
-    say(f"| {name} | {seconds:.2f} | {' | '.join(shown)} |")
+    say(f"| {name} | {seconds[0]:.2f} | {' | '.join(shown)} |")
 
 
 def reset_peak() -> int:

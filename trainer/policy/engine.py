@@ -153,13 +153,13 @@ class PolicyEngine:
             writers: The ranks that write the version.
         """
         parameters = self._parameters(trainable_only=True)
-        sizes = {name: num_bytes(parameter, self._dtype) for name, parameter in parameters}
         if len(writers) == 1:
             wanted = self._rank in writers or self._settings.weights.traits.same_gpu
-            return self._published(parameters, sizes if wanted else None)
+            return _published(self._exported(parameters, wanted=wanted))
+        sizes = {name: num_bytes(parameter, self._dtype) for name, parameter in parameters}
         owners = deal(sizes, writers)
         kept = {name for name, owner in owners.items() if owner == self._rank}
-        return Shard(self._published(parameters, kept), sum(sizes.values()))
+        return Shard(_published(self._exported(parameters, kept=kept)), sum(sizes.values()))
 
     def save_state(self, folder: Path) -> None:
         """Write weights, optimizer state and this rank's random state; every rank calls it.
@@ -191,7 +191,7 @@ class PolicyEngine:
         A collective; rank 0 writes.
         """
         parameters = self._parameters(trainable_only=False)
-        whole = self._exported(parameters, dict(parameters) if self._rank == 0 else None)
+        whole = self._exported(parameters, wanted=self._rank == 0)
         tensors = {name: tensor.cpu() for name, tensor in whole}
         if self._rank != 0:
             return
@@ -263,20 +263,19 @@ class PolicyEngine:
             self._model, adapter_only=self._adapter is not None, trainable_only=trainable_only
         )
 
-    def _published(
-        self, parameters: Sequence[tuple[str, nn.Parameter]], kept: Container[str] | None
-    ) -> Iterator[tuple[str, Tensor]]:
-        tensors = self._exported(parameters, kept)
-        return ((name, as_published(name, tensor)) for name, tensor in tensors)
-
     def _exported(
-        self, parameters: Sequence[tuple[str, nn.Parameter]], kept: Container[str] | None
+        self,
+        parameters: Sequence[tuple[str, nn.Parameter]],
+        *,
+        wanted: bool = True,
+        kept: Container[str] | None = None,
     ) -> Iterator[tuple[str, Tensor]]:
         return exported(
             parameters,
             gather=partial(gathered, enabled=self._sharded),
             bucket_bytes=int(self._settings.deepspeed.export_bucket_gib * GIB),
             dtype=self._dtype,
+            wanted=wanted,
             kept=kept,
         )
 
@@ -313,3 +312,7 @@ class PolicyEngine:
             ref_logprobs=one.ref_logprobs,
             removed=scored.removed if batch.allowed is not None else None,
         )
+
+
+def _published(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    return ((name, as_published(name, tensor)) for name, tensor in tensors)

@@ -20,7 +20,8 @@ def exported(
     gather: Gather,
     bucket_bytes: int,
     dtype: torch.dtype,
-    kept: Container[str] | None,
+    wanted: bool,
+    kept: Container[str] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Copies of parameters, on their device; a collective that every rank must exhaust.
 
@@ -32,15 +33,14 @@ def exported(
         gather: Makes a bucket's parameters whole.
         bucket_bytes: Most that is gathered at a time; a larger parameter comes alone.
         dtype: The copies'.
-        kept: Names of the tensors that this rank gets; of the others it gets shape and dtype, on
-            torch's `meta` device. None where it gets nothing.
+        wanted: Whether this rank gets the tensors; to another nothing is given.
+        kept: The names that it gets them of, all when None; of the others it gets shape and dtype,
+            on torch's `meta` device.
     """
     for bucket in _buckets(parameters, bucket_bytes):
         with gather([parameter for _, parameter in bucket]):
-            if kept is None:
-                continue
-            for name, parameter in bucket:
-                if name in kept:
+            for name, parameter in bucket if wanted else ():
+                if kept is None or name in kept:
                     yield name, parameter.detach().to(dtype, copy=True).contiguous()
                 else:
                     yield name, torch.empty(parameter.shape, dtype=dtype, device="meta")
@@ -70,7 +70,8 @@ def num_bytes(parameter: nn.Parameter, dtype: torch.dtype | None = None) -> int:
         dtype: What it is cast to; its own when None.
     """
     numel: int = getattr(parameter, "ds_numel", parameter.numel())
-    return numel * (dtype or parameter.dtype).itemsize
+    size: int = (dtype or parameter.dtype).itemsize
+    return numel * size
 
 
 def _buckets(

@@ -48,7 +48,7 @@ def test_what_was_taken_outlives_its_bucket(dtype: torch.dtype) -> None:
     expected = {name: p.detach().to(dtype, copy=True) for name, p in net.named_parameters()}
     parameters = exported_parameters(net, adapter_only=False, trainable_only=True)
     gather = Sharded(net)
-    taken = dict(exported(parameters, gather=gather, bucket_bytes=1, dtype=dtype, kept=expected))
+    taken = dict(exported(parameters, gather=gather, bucket_bytes=1, dtype=dtype, wanted=True))
     assert gather.buckets == [1, 1, 1, 1]
     assert taken.keys() == expected.keys()
     assert all(torch.equal(taken[name], expected[name]) for name in expected)
@@ -58,7 +58,9 @@ def test_a_rank_that_gets_nothing_gathers_all_the_same() -> None:
     net = model()
     parameters = exported_parameters(net, adapter_only=False, trainable_only=True)
     gather = Sharded(net)
-    taken = exported(parameters, gather=gather, bucket_bytes=2**30, dtype=torch.float32, kept=None)
+    taken = exported(
+        parameters, gather=gather, bucket_bytes=2**30, dtype=torch.float32, wanted=False
+    )
     assert list(taken) == []
     assert gather.buckets == [4]
 
@@ -70,7 +72,14 @@ def test_of_tensors_that_another_rank_keeps_there_are_shape_and_dtype() -> None:
     sizes = {name: num_bytes(parameter, torch.bfloat16) for name, parameter in parameters}
     gather = Sharded(net)
     taken = dict(
-        exported(parameters, gather=gather, bucket_bytes=1, dtype=torch.bfloat16, kept={"0.weight"})
+        exported(
+            parameters,
+            gather=gather,
+            bucket_bytes=1,
+            dtype=torch.bfloat16,
+            wanted=True,
+            kept={"0.weight"},
+        )
     )
     assert torch.equal(taken.pop("0.weight"), expected["0.weight"].bfloat16())
     assert list(taken) == ["0.bias", "1.weight", "1.bias"]
