@@ -28,7 +28,7 @@ class Written:
     """What one of the other ranks has written of a version."""
 
     entries: dict[str, TensorEntry] = field(default_factory=dict)
-    """Of its tensors, by name, with their digests."""
+    """Its tensors' entries with their digests, by name."""
     error: str | None = None
     """Why it could not write them."""
 
@@ -43,7 +43,7 @@ class Shard:
     tensors: "Iterable[tuple[str, Tensor]]"
     """In the order of the file."""
     num_bytes: int
-    """Of all of the version's tensors."""
+    """What all of the version's tensors take."""
     draft: Future[Path] = field(default_factory=Future)
     """On rank 0: the file that all write to, once it is there."""
     others: Future[list[Written]] = field(default_factory=Future)
