@@ -52,7 +52,7 @@ def deltas(options: argparse.Namespace, rate: float, folder: Path) -> Iterator[t
     size = sum(tensor.nbytes for _, tensor in last.keep(engine.weights()))
     for _ in range(options.steps):
         engine.train_step(prepare(rewarded(batch, dice)).mini_batches, rate)
-        found = compared(last, engine.weights())
+        found = compared(last, iter(engine.weights()))
         yield found.changed_share, found.num_bytes / size
 
 

@@ -1,10 +1,11 @@
-"""Memory and time of exporting a ZeRO-3 policy's weights: in buckets, against whole.
+"""Memory and time of exporting a ZeRO-3 policy's weights: in buckets, whole, and into a file.
 
     torchrun --nproc-per-node 2 -m benchmarks.weight_export
 
 Makes a Qwen2.5-VL of about 170 million random parameters, shards it, and prints for each way the
-seconds and what each rank's resident memory rose by at its peak. The naive way is DeepSpeed's own:
-the whole state dict on rank 0 (`_zero3_consolidated_16bit_state_dict`). Linux only.
+seconds, each rank's CPU seconds, and what its resident memory rose by at its peak. The naive way is
+DeepSpeed's own: the whole state dict on rank 0 (`_zero3_consolidated_16bit_state_dict`). A version
+in `/dev/shm` is written by rank 0 alone, and by all ranks. Linux only.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -22,11 +24,14 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from scene_data.toy.tiny_model import make_tiny_model
 from services.settings import Settings
+from tests.integration.engine_driver import Writing
 from trainer.policy.engine import PolicyEngine, init_process_group
 from trainer.policy.export import num_bytes
+from trainer.ranks.group import Ranks
 from weight_sync.transports.host import on_host
 
 MIB = 2**20
+_ROUNDS = 5
 
 
 def main() -> None:
@@ -44,14 +49,18 @@ def main() -> None:
     if dist.get_rank() == 0:
         shutil.rmtree(folder)
     total = sum(num_bytes(p) for p in engine._model.parameters())
-    say(
-        f"| {total / MIB:.0f} MiB of weights, {dist.get_world_size()} ranks | seconds | extra MiB |"
-    )
-    say("|---|---|---|")
+    ranks = f"{dist.get_world_size()} ranks"
+    say(f"| {total / MIB:.0f} MiB of weights, {ranks} | seconds | CPU seconds | extra MiB |")
+    say("|---|---|---|---|")
     for bucket in arguments.buckets_mib:
         engine._settings = settings_of(folder, bucket / 1024)
         row(f"buckets of {bucket} MiB", lambda: deque(on_host(engine.weights()), maxlen=0))
     row("the whole state dict", engine._engine._zero3_consolidated_16bit_state_dict)
+    versions, one = count(1), Writing(engine, Ranks(120), settings_of(folder))
+    row("a file, by rank 0 alone", lambda: one.publish(next(versions), [0]))
+    row("a file, by all ranks", lambda: one.publish(next(versions), one.file.writers))
+    if one.publisher is not None:
+        one.publisher.close()
 
 
 def make_model(folder: Path) -> None:
@@ -81,15 +90,19 @@ def settings_of(folder: Path, export_bucket_gib: float = 0.5) -> Settings:
 
 
 def row(name: str, work: Callable[[], object]) -> None:
-    """Measure once, after a round that warms the allocator up."""
+    """Medians of some rounds, after one that warms the allocator up."""
     work()
-    before, start = reset_peak(), time.perf_counter()
-    work()
-    seconds = time.perf_counter() - start
-    rises = torch.zeros(dist.get_world_size())
-    rises[dist.get_rank()] = (resident("VmHWM") - before) / MIB
-    dist.all_reduce(rises)
-    say(f"| {name} | {seconds:.2f} | {', '.join(f'{rise:.0f}' for rise in rises.tolist())} |")
+    found = torch.zeros(_ROUNDS, dist.get_world_size(), 3)
+    for of_round in found:
+        before, start, cpu = reset_peak(), time.perf_counter(), time.process_time()
+        work()
+        took = time.perf_counter() - start, time.process_time() - cpu
+        rise = (resident("VmHWM") - before) / MIB
+        of_round[dist.get_rank()] = torch.tensor([*took, rise])
+    dist.all_reduce(found)
+    seconds, cpus, rises = found.median(0).values.T.tolist()
+    shown = ", ".join(f"{cpu:.2f}" for cpu in cpus), ", ".join(f"{rise:.0f}" for rise in rises)
+    say(f"| {name} | {seconds[0]:.2f} | {' | '.join(shown)} |")
 
 
 def reset_peak() -> int:

@@ -183,14 +183,20 @@ class RoomWait:
         timeout_s: Longest wait.
         check: Called before each attempt, for much may have changed in a wait; what it raises ends
             it.
+        stop_asked: Whether the run is to stop, so that nobody waits any longer.
     """
 
     def __init__(
-        self, folder: Path, timeout_s: float, check: Callable[[], object] = lambda: None
+        self,
+        folder: Path,
+        timeout_s: float,
+        check: Callable[[], object] = lambda: None,
+        stop_asked: Callable[[], bool] = lambda: False,
     ) -> None:
         self._folder = folder
         self._timeout_s = timeout_s
         self._check = check
+        self._stop_asked = stop_asked
         self._notice = WaitNotice(timeout_s)
         self._lock = threading.Lock()
         self._full_since: float | None = None
@@ -199,7 +205,7 @@ class RoomWait:
         """The result of a write that may be tried again after it has failed.
 
         Raises:
-            WaitTimeoutError: There was no room for `timeout_s`.
+            WaitTimeoutError: There was no room for `timeout_s`, or until the run is to stop.
             OSError: It failed for another reason.
         """
         while True:
@@ -230,7 +236,7 @@ class RoomWait:
                 )
             full_s = now - self._full_since
             self._notice.waited(full_s, f"{self._folder} has no room ({error.strerror})")
-        if full_s > self._timeout_s:
+        if full_s > self._timeout_s or self._stop_asked():
             raise WaitTimeoutError(
                 f"{self._folder} had no room for {full_s:.0f} s ({error.strerror}): make room "
                 f"there, and go on with `{start_command('sgg-rl train --resume')}`"

@@ -24,10 +24,12 @@ from trainer.collection.collector import Collector
 from trainer.collection.cursor import Cursor, CursorState
 from trainer.collection.prompts import PromptSource
 from trainer.ranks.group import Ranks
+from trainer.ranks.shared_file import SharedFile
 from trainer.ranks.stop import StopAskedError, StopRequest
 from trainer.records.events import EventLog
 from trainer.types import Outcome, StepBatch
 from weight_sync.publishing.publisher import WeightPublisher
+from weight_sync.shards import Shard
 from weight_sync.transports.device import own_device
 from weight_sync.transports.ipc import SharedTensors
 from weight_sync.transports.sender import NamedTensors
@@ -75,7 +77,7 @@ class _Main:
         weights: NamedTensors,
         policy_version: int,
         batch: StepBatch | None,
-        gather_shares: Callable[[], list[RankShare]],
+        gather_shares: Callable[[], list[Any]],
     ) -> None:
         """Hand a version over; when it is served, ask for groups. `wait` has the outcome.
 
@@ -83,7 +85,7 @@ class _Main:
             weights: As in `ServiceConnection.start`.
             policy_version: The version of these weights.
             batch: What they were trained on; None before the first step of this start.
-            gather_shares: Gets the other ranks' shares.
+            gather_shares: As for `WeightPublisher.begin`.
         """
         self._trained = batch
         running = self.publisher.begin(
@@ -185,6 +187,7 @@ class ServiceConnection:
 
         self.incarnation = ranks.from_main(connect_main, int)
         """The number of this start of the trainer, on every rank."""
+        self.file = SharedFile(settings, ranks, stop or StopRequest())
         # `take` runs beside the training loop, and collectives of two threads must not meet.
         self._batch_ranks = ranks.beside()
 
@@ -204,6 +207,7 @@ class ServiceConnection:
 
         Args:
             weights: A collective, which every rank exhausts; rank 0 gets tensors, with `ipc` all.
+                Each rank gets a `Shard` where they write the version together (`file.writers`).
             policy_version: The version of these weights.
         """
         self._send(weights, policy_version)
@@ -292,7 +296,12 @@ class ServiceConnection:
         self, weights: NamedTensors, policy_version: int, batch: StepBatch | None = None
     ) -> None:
         if self._main is not None:
-            self._main.send(weights, policy_version, batch, self._gather_shares)
+            gather: Callable[[], list[Any]] = self._gather_shares
+            if isinstance(weights, Shard):
+                weights, gather = self.file.once_drafted(weights), self.file.gather
+            self._main.send(weights, policy_version, batch, gather)
+        elif isinstance(weights, Shard):
+            self.file.write(weights)
         elif self._share:
             self._shared = SharedTensors(weights, own_device())
             self._ranks.gather(self._shared.share, RankShare)

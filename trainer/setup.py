@@ -67,7 +67,7 @@ def opened_run(
                 guard.join(connection.incarnation)
             records.cut_to(state.step)
             events.note("started", f"start {connection.incarnation} of the trainer")
-            connection.start(engine.weights(), state.step)
+            connection.start(engine.weights(connection.file.writers), state.step)
             run = TrainingRun(
                 settings=settings,
                 ranks=ranks,

@@ -65,6 +65,7 @@ def train_steps(run: TrainingRun) -> None:
             if output.num_skipped_updates:
                 batch = run.without_skipped(step, batch, prepared.groups, output)
             with run.phase("publish"):
-                run.connection.publish(run.engine.weights(), step + 1, batch)
+                weights = run.engine.weights(run.connection.file.writers)
+                run.connection.publish(weights, step + 1, batch)
             run.record(step, batch, learned | output.metrics)
             run.commit_if_due()

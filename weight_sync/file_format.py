@@ -29,6 +29,7 @@ from services.host.sync import sync
 from services.schemas.weights import MAX_DIMENSION, MAX_RANK, TensorEntry, shown
 from services.waiting import RoomWait
 from weight_sync.digests import tensor_digest
+from weight_sync.shards import Shard
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +54,12 @@ _KEYS = frozenset({"dtype", "shape", "data_offsets"})
 
 
 def write_weights(
-    file: Path, weights: "Iterable[tuple[str, Tensor]]", room: RoomWait, *, durable: bool = False
+    file: Path,
+    weights: "Iterable[tuple[str, Tensor]]",
+    room: RoomWait,
+    *,
+    durable: bool = False,
+    shard: Shard | None = None,
 ) -> dict[str, TensorEntry]:
     """Write a version; it appears under its name when it is complete.
 
@@ -62,16 +68,59 @@ def write_weights(
         weights: Names and CPU tensors, which may change once this has returned.
         room: Waits where the disk is full; it goes on where it was.
         durable: Whether the bytes must be on the disk before the name is.
+        shard: Where other ranks write a part (`write_part`): what is known of the whole version.
 
     Returns:
         The manifest's tensors.
 
     Raises:
-        UnavailableError: It cannot be written.
+        UnavailableError: It cannot be written, here or by another rank.
         WaitTimeoutError: There was no room for it for too long.
     """
     with _draft(file, room, durable=durable) as descriptor:
-        return _write(descriptor, weights, room)
+        if shard is not None:
+            # At its full size: a client of NFS that makes a file longer fills its last page with
+            # zeros, where another one may have written already.
+            os.ftruncate(descriptor, LENGTH_BYTES + HEADER_BYTES + shard.num_bytes)
+            shard.draft.set_result(_draft_of(file))
+        header, entries = _write(descriptor, weights, room)
+        if shard is not None:
+            entries |= shard.entries_of_others()
+        if missing := [name for name, entry in entries.items() if entry.digest is None]:
+            raise UnavailableError(f"no rank has written {shown(missing[0])}")
+        _write_all(descriptor, memoryview(_header_bytes(header)), 0, room)
+        return entries
+
+
+def write_part(
+    draft: Path, weights: "Iterable[tuple[str, Tensor]]", room: RoomWait, *, durable: bool
+) -> dict[str, TensorEntry]:
+    """Write this rank's tensors into the draft that rank 0 has made in `write_weights`.
+
+    Args:
+        draft: Its path.
+        weights: As a `Shard` has them, on the CPU or the `meta` device.
+        room: Waits where the disk is full.
+        durable: Whether the bytes must be on the disk, where rank 0 cannot see to that.
+
+    Returns:
+        The entries of this rank's tensors.
+
+    Raises:
+        UnavailableError: It cannot be written.
+        WaitTimeoutError: There was no room for too long.
+    """
+    try:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_NOFOLLOW)
+        try:
+            _, entries = _write(descriptor, weights, room)
+            if durable:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise UnavailableError(f"cannot write weights to {draft}: {error.strerror}") from error
+    return {name: entry for name, entry in entries.items() if entry.digest is not None}
 
 
 def write_bytes(file: Path, content: bytes, room: RoomWait, *, durable: bool = False) -> None:
@@ -89,10 +138,14 @@ def _new(file: Path) -> int:
         return os.open(file, flags, 0o600)
 
 
+def _draft_of(file: Path) -> Path:
+    return file.with_suffix(".draft")
+
+
 @contextmanager
 def _draft(file: Path, room: RoomWait, *, durable: bool) -> Iterator[int]:
     """A descriptor to write with; the file has its name once the block is left."""
-    draft = file.with_suffix(".draft")
+    draft = _draft_of(file)
     draft.unlink(missing_ok=True)
     try:
         descriptor = room.write(lambda: _new(draft))
@@ -233,23 +286,26 @@ def compare_header(header: Mapping[str, TensorSpan], expected: Mapping[str, Tens
 
 def _write(
     descriptor: int, weights: "Iterable[tuple[str, Tensor]]", room: RoomWait
-) -> dict[str, TensorEntry]:
+) -> tuple[dict[str, Any], dict[str, TensorEntry]]:
+    """Write what is not on the `meta` device; returns all tensors' header and entries."""
     header: dict[str, Any] = {}
     entries: dict[str, TensorEntry] = {}
-    running: deque[tuple[str, Tensor, Future[str]]] = deque()
+    running: deque[tuple[str, Future[TensorEntry]]] = deque()
     offset = 0
 
     def finish_one() -> None:
-        name, tensor, digest = running.popleft()
-        entries[name] = describe(tensor, digest.result())
+        name, entry = running.popleft()
+        entries[name] = entry.result()
 
     with ThreadPoolExecutor(_THREADS) as pool:
         for name, tensor in weights:
             if len(running) == _THREADS:
                 finish_one()
-            start = LENGTH_BYTES + HEADER_BYTES + offset
-            written = pool.submit(_write_tensor, descriptor, tensor, start, room)
-            running.append((name, tensor, written))
+            entries[name] = describe(tensor)  # in the order of the file
+            if not tensor.is_meta:
+                start = LENGTH_BYTES + HEADER_BYTES + offset
+                written = pool.submit(_write_tensor, descriptor, tensor, start, room)
+                running.append((name, written))
             size = tensor.numel() * tensor.element_size()
             header[name] = {
                 "dtype": _CODES.get(_dtype(tensor)),
@@ -259,15 +315,14 @@ def _write(
             offset += size
         while running:
             finish_one()
-    _write_all(descriptor, memoryview(_header_bytes(header)), 0, room)
-    return entries
+    return header, entries
 
 
-def _write_tensor(descriptor: int, tensor: "Tensor", start: int, room: RoomWait) -> str:
-    """Write a tensor's bytes in row-major order; returns their digest."""
+def _write_tensor(descriptor: int, tensor: "Tensor", start: int, room: RoomWait) -> TensorEntry:
+    """Write a tensor's bytes in row-major order."""
     raw = raw_bytes(tensor)
     _write_all(descriptor, raw, start, room)
-    return tensor_digest(raw)
+    return describe(tensor, tensor_digest(raw))
 
 
 def _write_all(descriptor: int, raw: memoryview, start: int, room: RoomWait) -> None:

@@ -7,6 +7,7 @@ what the engine exports before and after, and a folder as `save_pretrained` make
 kill -9.
 """
 
+import errno
 import gc
 import json
 import math
@@ -14,7 +15,9 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,9 +32,10 @@ from scene_data.dataset import Sample, SceneDataset
 from scene_data.templates import prompt_messages
 from scene_data.toy.scenes import SIDE, make_toy, render, toy_scene
 from scene_graph.boxes import RELATIVE_1000
-from services.errors import InvalidInputError, SggError
+from services.errors import InvalidInputError, SggError, UnavailableError
 from services.schemas.groups import TrainGroup
 from services.schemas.rollouts import Completion
+from services.schemas.weights import WeightManifest
 from services.settings import Settings
 from services.settings.run import DataSettings
 from services.settings.training import AlgorithmSettings
@@ -42,7 +46,11 @@ from trainer.batches.preparation import Preparation
 from trainer.batches.shares import RankBatch, pack, share_out, unpack
 from trainer.policy.engine import PolicyEngine, init_process_group
 from trainer.ranks.group import Ranks
+from trainer.ranks.shared_file import SharedFile
+from trainer.ranks.stop import StopRequest
 from trainer.ranks.training_rows import open_training_rows
+from weight_sync.publishing.publisher import WeightPublisher
+from weight_sync.shards import Shard
 
 STEPS, SAVED_AT, SPOILT = 3, 2, 99
 NUM_GROUPS, GROUP_SIZE = 4, 3
@@ -289,6 +297,85 @@ def assert_rank_0_alone_reads_annotations(folder: Path, ranks: Ranks) -> None:
         open_training_rows(ranks, DataSettings(train=str(folder / "toy/none.parquet")))
 
 
+class Unserved(WeightPublisher):
+    """A run's publisher where there are neither servers nor Redis."""
+
+    async def _spread(self, *_: object) -> int:
+        return 0
+
+
+class Writing:
+    """This rank's part in versions of a run with `shm` or `disk`."""
+
+    def __init__(self, engine: PolicyEngine, ranks: Ranks, settings: Settings) -> None:
+        self.weights = engine.weights
+        self.file = SharedFile(settings, ranks, StopRequest())
+        self.publisher = Unserved(settings, 1) if ranks.is_main else None
+        self.folder = settings.run.folder / "weights"
+
+    def publish(self, version: int, writers: list[int]) -> None:
+        weights = self.weights(writers)
+        if self.publisher is None:
+            self.file.write(weights) if isinstance(weights, Shard) else deque(weights, maxlen=0)
+        elif isinstance(weights, Shard):
+            drafted, gather = self.file.once_drafted(weights), self.file.gather
+            self.publisher.begin(drafted, version, gather_shares=gather).result()
+        else:
+            self.publisher.begin(weights, version).result()
+
+    def written(self, version: int) -> tuple[bytes, WeightManifest]:
+        """On rank 0, of the last version."""
+        assert self.publisher is not None
+        assert self.publisher._last is not None
+        content = (self.folder / f"1-{version}.safetensors").read_bytes()
+        return content, self.publisher._last.manifest
+
+
+def assert_ranks_write_what_one_writes(trained: Trained, folder: Path) -> None:
+    """One file byte for byte. Where a rank fails all go on, rank 0 says why, and no file is left.
+
+    The ranks meet again in each export: none of them is behind the others.
+    """
+    tree = settings_of("zero3", folder, 2).model_dump(mode="json", exclude_none=True)
+    tree |= {"run": {"root": str(folder)}, "weights": {"transport": "disk"}}
+    one = Writing(trained.engine, trained.ranks, Settings.model_validate(tree))
+    assert one.file.writers == [0, 1]
+    one.publish(1, [0])
+    alone = one.written(1) if one.publisher else None
+    one.publish(2, [0, 1])
+    if alone is not None:
+        together = one.written(2)
+        assert together[0] == alone[0]
+        assert together[1].tensors == alone[1].tensors
+    with failing_writes(trained.ranks.rank == 1):
+        fails(one, 3, UnavailableError, "rank 1 of the trainer: cannot write weights.*Input/output")
+    with failing_writes(trained.ranks.rank == 0):
+        fails(one, 4, UnavailableError, "^cannot write weights to .*1-4.safetensors: Input/output")
+    if one.publisher is not None:
+        assert [file.name for file in one.folder.iterdir()] == ["1-2.safetensors"]
+        one.folder.chmod(0o777)
+    with pytest.raises(SggError, match="not a folder that you alone can write to"):
+        one.publish(5, [0, 1])
+    if one.publisher is not None:
+        one.publisher.close()
+
+
+def fails(one: Writing, version: int, error: type[SggError], match: str) -> None:
+    with pytest.raises(error, match=match) if one.publisher else nullcontext():
+        one.publish(version, one.file.writers)
+
+
+@contextmanager
+def failing_writes(here: bool) -> Iterator[None]:
+    def pwrite(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with pytest.MonkeyPatch.context() as patch:
+        if here:
+            patch.setattr(os, "pwrite", pwrite)
+        yield
+
+
 def draws() -> list[float]:
     """One of each source of randomness."""
     return [torch.rand(()).item(), float(np.random.rand()), random.random()]
@@ -318,6 +405,8 @@ def run(case: str, folder: Path, ranks: Ranks, *, resume: bool) -> None:
     if settings.algorithm.num_mini_batches > 1:
         skip_second(trained)
     end = dict(engine.weights())
+    if (case, ranks.size, resume) == ("zero3", 2, False):
+        assert_ranks_write_what_one_writes(trained, folder)
     engine.save_pretrained(name)
     ranks.barrier()
     if ranks.is_main:

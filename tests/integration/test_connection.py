@@ -263,7 +263,7 @@ class SpoiltEngine:
         norms = [math.inf if spoilt else 1.0, math.nan]
         return StepOutput(stats=Stats(), grad_norms=[norms] * 2, policy_logprobs=logprobs)
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
+    def weights(self, _: object) -> Iterator[tuple[str, Tensor]]:
         self.done_before.append(self._link.state(0).cursor)
         return weights(1)
 

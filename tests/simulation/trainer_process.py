@@ -57,7 +57,7 @@ class SimPolicy:
     def close(self) -> None:
         """See there."""
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
+    def weights(self, _: object) -> Iterator[tuple[str, Tensor]]:
         """See there."""
         identity = torch.tensor(tensor_of(self.history[-1]))
         yield "a", identity

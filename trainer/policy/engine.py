@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
 from itertools import chain
@@ -24,7 +24,7 @@ from trainer.batches.mask_replay import MaskReplay
 from trainer.policy.adapter import add_adapter, save_adapter
 from trainer.policy.deepspeed.api import forget_gradients, gathered, init_distributed, initialize
 from trainer.policy.deepspeed.config import deepspeed_config, sharding_config
-from trainer.policy.export import exported, exported_parameters
+from trainer.policy.export import exported, exported_parameters, num_bytes
 from trainer.policy.gpu import cap_memory, check_cuda
 from trainer.policy.logprob_model import (
     LogprobModel,
@@ -38,6 +38,7 @@ from trainer.policy.state_layout import check_layout, write_layout
 from trainer.policy.updates import Pass, StepOutput, Update, in_order, step_stats
 from trainer.ranks.group import check_num_ranks
 from trainer.ranks.rendezvous import join_ranks
+from weight_sync.shards import Shard, deal
 
 _TAG = "deepspeed"
 """The name of DeepSpeed's part of a checkpoint."""
@@ -73,7 +74,7 @@ class PolicyEngine:
         cap_memory(settings)
         self._settings = settings
         self._world_size = world_size
-        self._is_main = torch.distributed.get_rank() == 0
+        self._rank = torch.distributed.get_rank()
         self.processor = load_processor(settings)
         self.suppressed_token_ids = placeholder_ids(self.processor.tokenizer)
         torch.manual_seed(settings.run.seed)  # of the adapter's start, the same on every rank
@@ -137,19 +138,28 @@ class PolicyEngine:
             policy_logprobs=in_order(chain.from_iterable(passes)),
         )
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
+    def weights(self, writers: Sequence[int] = (0,)) -> Iterable[tuple[str, Tensor]]:
         """What a version consists of: copies on this rank's device, in the sampling dtype.
 
-        Rank 0 gets it; with `ipc` every rank, for the server on its own GPU.
+        Rank 0 gets it; with `ipc` every rank, for the server on its own GPU. Several writers share
+        it: each rank gets a `Shard` with the tensors that are dealt to it.
 
         That is the adapter by PEFT's names, or every parameter by its checkpoint name but those
         of frozen parts: the servers have them from `model.path`.
 
         A collective: every rank must exhaust it.
+
+        Args:
+            writers: The ranks that write the version.
         """
-        shared = self._settings.weights.traits.same_gpu
-        tensors = self._exported(trainable_only=True, wanted=self._is_main or shared)
-        return ((name, as_published(name, tensor)) for name, tensor in tensors)
+        parameters = self._parameters(trainable_only=True)
+        if len(writers) == 1:
+            wanted = self._rank in writers or self._settings.weights.traits.same_gpu
+            return _published(self._exported(parameters, wanted=wanted))
+        sizes = {name: num_bytes(parameter, self._dtype) for name, parameter in parameters}
+        owners = deal(sizes, writers)
+        kept = {name for name, owner in owners.items() if owner == self._rank}
+        return Shard(_published(self._exported(parameters, kept=kept)), sum(sizes.values()))
 
     def save_state(self, folder: Path) -> None:
         """Write weights, optimizer state and this rank's random state; every rank calls it.
@@ -159,9 +169,9 @@ class PolicyEngine:
         self._engine.save_checkpoint(
             str(folder), tag=_TAG, save_latest=False, exclude_frozen_parameters=True
         )
-        if self._is_main:
+        if self._rank == 0:
             write_layout(self._settings, folder)
-        save_random_state(folder / f"rng-{torch.distributed.get_rank()}.pt")
+        save_random_state(folder / f"rng-{self._rank}.pt")
 
     def load_state(self, folder: Path) -> None:
         """Continue from what `save_state` wrote, with the same number of ranks.
@@ -173,16 +183,17 @@ class PolicyEngine:
         path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
         if path is None:
             raise SettingsError(f"{folder} has no DeepSpeed state that this run can load")
-        load_random_state(folder / f"rng-{torch.distributed.get_rank()}.pt")
+        load_random_state(folder / f"rng-{self._rank}.pt")
 
     def save_pretrained(self, folder: Path) -> None:
         """Write model and processor in Hugging Face's format, or the adapter in PEFT's.
 
         A collective; rank 0 writes.
         """
-        whole = self._exported(trainable_only=False, wanted=self._is_main)
+        parameters = self._parameters(trainable_only=False)
+        whole = self._exported(parameters, wanted=self._rank == 0)
         tensors = {name: tensor.cpu() for name, tensor in whole}
-        if not self._is_main:
+        if self._rank != 0:
             return
         folder.mkdir(parents=True, exist_ok=True)
         if self._adapter is not None:
@@ -241,15 +252,31 @@ class PolicyEngine:
         sharded, _ = initialize(model, sharding_config(self._settings))
         return Reference(sharded)
 
-    def _exported(self, *, trainable_only: bool, wanted: bool) -> Iterator[tuple[str, Tensor]]:
+    @property
+    def _dtype(self) -> torch.dtype:
+        """The sampling one."""
+        found: torch.dtype = getattr(torch, self._settings.model.dtype)
+        return found
+
+    def _parameters(self, *, trainable_only: bool) -> list[tuple[str, nn.Parameter]]:
+        return exported_parameters(
+            self._model, adapter_only=self._adapter is not None, trainable_only=trainable_only
+        )
+
+    def _exported(
+        self,
+        parameters: Sequence[tuple[str, nn.Parameter]],
+        *,
+        wanted: bool = True,
+        kept: Container[str] | None = None,
+    ) -> Iterator[tuple[str, Tensor]]:
         return exported(
-            exported_parameters(
-                self._model, adapter_only=self._adapter is not None, trainable_only=trainable_only
-            ),
+            parameters,
             gather=partial(gathered, enabled=self._sharded),
             bucket_bytes=int(self._settings.deepspeed.export_bucket_gib * GIB),
-            dtype=getattr(torch, self._settings.model.dtype),
+            dtype=self._dtype,
             wanted=wanted,
+            kept=kept,
         )
 
     def _optimizer_step(self) -> float:
@@ -285,3 +312,7 @@ class PolicyEngine:
             ref_logprobs=one.ref_logprobs,
             removed=scored.removed if batch.allowed is not None else None,
         )
+
+
+def _published(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    return ((name, as_published(name, tensor)) for name, tensor in tensors)

@@ -1,6 +1,6 @@
 """The policy's tensors on their way out: gathered in buckets, cast, and copied where they are."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -21,6 +21,7 @@ def exported(
     bucket_bytes: int,
     dtype: torch.dtype,
     wanted: bool,
+    kept: Container[str] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Copies of parameters, on their device; a collective that every rank must exhaust.
 
@@ -33,11 +34,16 @@ def exported(
         bucket_bytes: Most that is gathered at a time; a larger parameter comes alone.
         dtype: The copies'.
         wanted: Whether this rank gets the tensors; to another nothing is given.
+        kept: The names that it gets them of, all when None; of the others it gets shape and dtype,
+            on torch's `meta` device.
     """
     for bucket in _buckets(parameters, bucket_bytes):
         with gather([parameter for _, parameter in bucket]):
             for name, parameter in bucket if wanted else ():
-                yield name, parameter.detach().to(dtype, copy=True).contiguous()
+                if kept is None or name in kept:
+                    yield name, parameter.detach().to(dtype, copy=True).contiguous()
+                else:
+                    yield name, torch.empty(parameter.shape, dtype=dtype, device="meta")
 
 
 def exported_parameters(
@@ -56,10 +62,16 @@ def exported_parameters(
     return [(name, p) for name, p in named if p.requires_grad or not trainable_only]
 
 
-def num_bytes(parameter: nn.Parameter) -> int:
-    """Bytes of the whole parameter, also where this rank has a shard of it."""
+def num_bytes(parameter: nn.Parameter, dtype: torch.dtype | None = None) -> int:
+    """Bytes of the whole parameter, also where this rank has a shard of it.
+
+    Args:
+        parameter: A model's.
+        dtype: What it is cast to; its own when None.
+    """
     numel: int = getattr(parameter, "ds_numel", parameter.numel())
-    return numel * int(parameter.element_size())
+    size: int = (dtype or parameter.dtype).itemsize
+    return numel * size
 
 
 def _buckets(

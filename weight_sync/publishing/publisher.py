@@ -5,17 +5,19 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from services.http.loop_thread import LoopThread
 from services.redis.registry import open_registry
-from services.schemas.weights import AdapterConfig, DeltaBase, RankShare, Version, WeightManifest
+from services.schemas.weights import AdapterConfig, DeltaBase, Version, WeightManifest
 from services.settings import Settings
 from services.waiting import until_available
 from weight_sync.digests import ALGORITHM
 from weight_sync.publishing.handover import Handover
 from weight_sync.publishing.reassertion import Reassertion
 from weight_sync.publishing.seeder import Seeder
+from weight_sync.shards import Shard
 from weight_sync.transports.sender import (
     CheckedManifest,
     NamedTensors,
@@ -63,7 +65,7 @@ class WeightPublisher:
         weights: NamedTensors,
         policy_version: int,
         *,
-        gather_shares: Callable[[], list[RankShare]] = list,
+        gather_shares: Callable[[], list[Any]] = list,
         stop_asked: Callable[[], bool] = lambda: False,
     ) -> "Future[int]":
         """Have every live server serve a version; return when its tensors are handed over.
@@ -72,24 +74,30 @@ class WeightPublisher:
 
         Args:
             weights: Names and tensors of the whole policy, or of what is trained of it; with
-                `lora`, of the adapter alone. Iterated here, to the end.
+                `lora`, of the adapter alone; or a `Shard` of it. Iterated here, to the end.
             policy_version: One more than the last.
-            gather_shares: With `ipc`, a collective: what each other rank shares. Called here, after
-                the tensors are handed over.
+            gather_shares: A collective, called here after the tensors are handed over: what each
+                other rank shares (`ipc`: `RankShare`) or has written (of a `Shard`: `Written`).
             stop_asked: As for `Handover`.
 
         Returns:
             The number of servers that then serve it, or what went wrong:
-            UnavailableError: There is no room for the tensors.
+            UnavailableError: The tensors cannot be kept, here or on another rank.
             WaitTimeoutError: Redis was away for `trainer.wait_timeout_s`.
             ConflictError: A later trainer has started.
         """
         self._loop.run(self._seeder.stop())
-        handover, others = Handover(stop_asked=stop_asked), Future[list[RankShare]]()
+        handover = Handover(stop_asked=stop_asked)
+        shard = weights if isinstance(weights, Shard) else None
+        others = shard.others if shard is not None else Future[list[Any]]()
         self._sender.expect_shares(others)
-        running = self._loop.start(self._publish(handover, policy_version))
-        handover.fill(weights)
-        others.set_result(gather_shares())
+        running = self._loop.start(self._publish(handover, policy_version, shard))
+        try:
+            handover.fill(weights)
+            others.set_result(gather_shares())
+        except BaseException as error:
+            others.set_exception(error)  # the sending thread may wait for them
+            raise
         return running
 
     def note_committed(self, step: int) -> None:
@@ -104,11 +112,11 @@ class WeightPublisher:
         self._loop.close()
         self._sender.close()
 
-    async def _publish(self, handover: Handover, policy_version: int) -> int:
+    async def _publish(self, handover: Handover, policy_version: int, shard: Shard | None) -> int:
         """While a version is published, the one before is given to nobody."""
         seconds: dict[str, float] = {}
         with _timed(seconds, "prepare"):
-            prepared = await asyncio.to_thread(self._prepare, handover, policy_version)
+            prepared = await asyncio.to_thread(self._prepare, handover, policy_version, shard)
             checked = self._last = CheckedManifest.of(self._manifest(prepared, policy_version))
         timeout_s = self._settings.trainer.wait_timeout_s
         num_servers = await until_available(
@@ -120,10 +128,15 @@ class WeightPublisher:
             self._seeder.start(checked, self._served)
         return num_servers
 
-    def _prepare(self, handover: Handover, policy_version: int) -> Prepared:
+    def _prepare(self, handover: Handover, policy_version: int, shard: Shard | None) -> Prepared:
         version = Version(self._incarnation, policy_version)
+        weights = handover if shard is None else replace(shard, tensors=handover)
         try:
-            return self._sender.prepare(handover, version, self._base())
+            return self._sender.prepare(weights, version, self._base())
+        except BaseException as error:
+            if shard is not None and not shard.draft.done():
+                shard.draft.set_exception(error)  # the training thread waits for it
+            raise
         finally:
             handover.leave()
 

@@ -32,6 +32,7 @@ from weight_sync.file_format import (
     write_bytes,
     write_weights,
 )
+from weight_sync.shards import Shard
 from weight_sync.transports.sender import NamedTensors, Prepared, Sender, whole
 
 if TYPE_CHECKING:  # the receiving ends do without torch
@@ -72,15 +73,19 @@ class FileSender(Sender):
     ) -> Prepared:
         """See `Sender.prepare`. A full disk is waited for: `trainer.wait_timeout_s`.
 
+        Of a `Shard` rank 0's tensors are written here; the version is prepared once those of the
+        other ranks are too.
+
         Raises:
             WaitTimeoutError: It stayed full.
         """
         from weight_sync.transports.host import on_host
 
         self._last = self.file(version)
+        shard = weights if isinstance(weights, Shard) else None
         room, weights = self._make_room(), on_host(weights)
         if self._before is None:
-            return self._write_whole(weights, room)
+            return self._write_whole(weights, room, shard)
         if base is not None:
             found, weights = self._before.compare(weights)
             if found is not None:
@@ -90,9 +95,11 @@ class FileSender(Sender):
                 return Prepared(found.entries, found.num_bytes, base, found.changed_share)
         return self._write_whole(self._before.keep(weights), room)
 
-    def _write_whole(self, weights: NamedTensors, room: RoomWait) -> Prepared:
+    def _write_whole(
+        self, weights: NamedTensors, room: RoomWait, shard: Shard | None = None
+    ) -> Prepared:
         assert self._last is not None
-        return whole(write_weights(self._last, weights, room, durable=self.durable))
+        return whole(write_weights(self._last, weights, room, durable=self.durable, shard=shard))
 
     def write_again(self, file: Path) -> None:
         """Write the last version whole, where it was sent as a delta and has no such file yet.

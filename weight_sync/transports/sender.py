@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from services.errors import SettingsError, SggError
 from services.schemas.weights import (
@@ -20,7 +20,6 @@ from services.schemas.weights import (
     IpcHandle,
     PolicyInfo,
     PolicyRecord,
-    RankShare,
     Rendezvous,
     ServerRecord,
     StageRequest,
@@ -238,8 +237,8 @@ class Sender(ABC):
             WaitTimeoutError: There was no room for them for `trainer.wait_timeout_s`.
         """
 
-    def expect_shares(self, others: "Future[list[RankShare]]") -> None:  # noqa: B027  # ipc's
-        """With `ipc`: what each other rank shares on its GPU of the next version."""
+    def expect_shares(self, others: "Future[list[Any]]") -> None:  # noqa: B027  # ipc's
+        """With `ipc`: what each other rank shares on its GPU of the next version (`RankShare`)."""
 
     async def stage(self, peers: Sequence[Peer], checked: CheckedManifest) -> list[Peer]:
         """Have servers stage the version, all at once; returns those that did."""

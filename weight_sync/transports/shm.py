@@ -17,6 +17,12 @@ def shm_file(run: str, version: Version) -> Path:
     return Path("/dev/shm") / f"sgg-{os.geteuid()}" / run / version.file_name
 
 
+def shared_memory() -> str:
+    """Which `/dev/shm` this process sees: another one has another kernel or another mount."""
+    kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{kernel}/{Path('/dev/shm').stat().st_dev}"
+
+
 class ShmSender(FileSender):
     """Writes the file. Servers read it themselves, late ones too."""
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from services.schemas.weights import Version
 from services.settings import Settings
-from trainer.policy.export import exported, exported_parameters
+from trainer.policy.export import exported, exported_parameters, num_bytes
 from weight_sync.transports import device
 from weight_sync.transports.host import has_room, on_host
 from weight_sync.transports.nccl import NcclSender
@@ -63,6 +63,29 @@ def test_a_rank_that_gets_nothing_gathers_all_the_same() -> None:
     )
     assert list(taken) == []
     assert gather.buckets == [4]
+
+
+def test_of_tensors_that_another_rank_keeps_there_are_shape_and_dtype() -> None:
+    net = model()
+    expected = {name: p.detach().clone() for name, p in net.named_parameters()}
+    parameters = exported_parameters(net, adapter_only=False, trainable_only=True)
+    sizes = {name: num_bytes(parameter, torch.bfloat16) for name, parameter in parameters}
+    gather = Sharded(net)
+    taken = dict(
+        exported(
+            parameters,
+            gather=gather,
+            bucket_bytes=1,
+            dtype=torch.bfloat16,
+            wanted=True,
+            kept={"0.weight"},
+        )
+    )
+    assert torch.equal(taken.pop("0.weight"), expected["0.weight"].bfloat16())
+    assert list(taken) == ["0.bias", "1.weight", "1.bias"]
+    for name, tensor in taken.items():
+        assert (tensor.device.type, tensor.dtype) == ("meta", torch.bfloat16)
+        assert (tensor.shape, tensor.nbytes) == (expected[name].shape, sizes[name])
 
 
 def test_what_is_on_the_host_is_not_copied_again() -> None:
