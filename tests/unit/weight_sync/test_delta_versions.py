@@ -461,7 +461,7 @@ async def test_a_delta_that_comes_once_more_while_it_is_applied(
     trainer, server = make("http")
     await server.take(trainer, trainer.step())
     checked, loop = trainer.step(), asyncio.get_running_loop()
-    again = []
+    again: list[None] = []
 
     def patched(updates: Uploads, *args: Any) -> Any:
         made = once(updates, *args)  # in its thread, whose result the event loop does not have yet
