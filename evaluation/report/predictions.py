@@ -18,6 +18,7 @@ _SETTINGS = (
     "temperature",
     "best_of",
     "consensus",
+    "scores",
     "template",
     "vocabulary",
     "thinking",

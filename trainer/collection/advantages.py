@@ -22,15 +22,23 @@ def has_zero_variance(
     """Whether a group's completions are all equal in what they are compared by.
 
     DAPO (arXiv 2503.14476), section 3.2, keeps groups whose rewards are not all equal. The
-    punishment of length does not count, as in DAPO: it filters by accuracy.
+    punishment of length does not count, as in DAPO: it filters by accuracy. Elements count where
+    they have credit: of equal totals, one may have come early.
 
     Args:
         rewards: One group's.
         normalise: `algorithm.normalise`: with "terms", all of the terms are equal.
     """
+    if len({_elements(reward) for reward in rewards}) > 1:
+        return False
     if normalise == "total":
         return _are_equal([reward.total for reward in rewards])
     return all(_are_equal([r.breakdown[term] for r in rewards]) for term in rewards[0].breakdown)
+
+
+def _elements(reward: Reward) -> tuple[float, ...] | None:
+    credit = reward.credit
+    return (credit.num_objects, *credit.increments) if credit else None
 
 
 def with_advantages(

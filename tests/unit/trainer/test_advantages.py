@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.schemas.groups import TrainGroup
-from services.schemas.rewards import Matched, Reward
+from services.schemas.rewards import Credit, Matched, Reward
 from services.settings.training import AlgorithmSettings
 from tests.train_groups import completion, train_group
 from trainer.algorithms.advantages import EPSILON, group_relative, overlong_punishment
@@ -41,6 +41,17 @@ def test_only_what_is_compared_makes_a_spread() -> None:
     assert has_zero_variance(same_total)
     assert not has_zero_variance(same_total, "terms")
     assert not has_zero_variance([reward(1.0, 0.3), reward(1.0, 0.31)])
+
+
+def test_elements_of_equal_totals_make_a_spread() -> None:
+    early, late = (
+        reward(1.0, 0.3).model_copy(
+            update={"credit": Credit(num_objects=2, spans=[(0, 9), (9, 18)], increments=parts)}
+        )
+        for parts in ([1.3, 0.0], [0.0, 1.3])
+    )
+    assert has_zero_variance([early, early])
+    assert not has_zero_variance([early, late])
 
 
 def test_a_total_drowns_the_term_that_terms_keep() -> None:
