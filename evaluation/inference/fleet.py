@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 MAX_FAILURES = 5
 """Failures of a request, on servers that were there, after which it is taken to be at fault."""
+_UNKNOWN_FIELD = "Extra inputs are not permitted"
+"""What a server says of a field that its release does not have"""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 _POLICY_S = 10.0
 """For the answer to what a server serves."""
@@ -133,6 +135,7 @@ class Fleet:
 
         Raises:
             InvalidInputError: A server refused the request.
+            ConflictError: A server is of an earlier release, and does not know a field of it.
             TooLargeError: The same.
             EngineError: It failed `MAX_FAILURES` times, or its connection was cut so often, where
                 servers were there.
@@ -145,6 +148,11 @@ class Fleet:
             try:
                 return await member.client.rollouts(request, retry=False)
             except SggError as error:
+                if _UNKNOWN_FIELD in error.message:  # true of every image, so none is to blame
+                    raise ConflictError(
+                        f"{member.url} is of an earlier release, which does not know what is asked "
+                        f"for: start it again with this one ({error.message})"
+                    ) from error
                 if not error.retryable:
                     raise
                 is_away = isinstance(error, UnavailableError)

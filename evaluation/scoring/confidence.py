@@ -5,9 +5,12 @@ of those with that score are. For example, of ten triplets with the score 0.7 se
 Equal scores are taken as one: every number here is the mean over their orders.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from evaluation.result import Confidence, ScoreBin
+from scene_graph.cleaning import Task
 from scene_graph.matching import Flags
 from scene_graph.metrics.hits import scores as triplet_scores
 from scene_graph.metrics.strict import StrictResult
@@ -20,36 +23,37 @@ for most scores of a model are near 1."""
 NUM_COVERAGES = 50
 
 
-def confidences(predicted: GraphTable, hits: StrictResult) -> dict[str, Confidence]:
-    """`triplets` and `objects`, each where it has scores.
+def confidences(predicted: GraphTable, hits: StrictResult, task: Task) -> dict[str, Confidence]:
+    """`triplets` and `objects`, each where it has scores; for the task `cls` no objects.
 
     Args:
         predicted: Of all images.
         hits: What of it hits.
+        task: What is evaluated.
     """
-    found = {
-        "triplets": (triplet_scores(predicted), hits.predicted_relation_hits),
-        "objects": (predicted.scores, hits.predicted_object_hits),
-    }
-    return {
-        name: confidence(scores, right)
-        for name, (scores, right) in found.items()
-        if np.any(scores != 1)
-    }
+    scores, factors = triplet_scores(predicted), (predicted.scores, predicted.relation_scores)
+    found = {}
+    if np.any(scores != 1):
+        found["triplets"] = confidence(scores, hits.predicted_relation_hits, factors)
+    if task != "cls" and np.any(predicted.scores != 1):
+        found["objects"] = confidence(predicted.scores, hits.predicted_object_hits)
+    return found
 
 
-def confidence(scores: Floats, right: Flags) -> Confidence:
+def confidence(scores: Floats, right: Flags, factors: Sequence[Floats] = ()) -> Confidence:
     """How far N predictions of some scores are right.
 
     Args:
         scores: [N], N > 0.
         right: [N]
+        factors: What the scores are products of; -5 times -0.1 is in 0..1, and no share.
     """
     order = np.argsort(-scores, kind="stable")
     scores, expected = scores[order], _mean_of_equals(scores[order], right[order])
     counts = np.arange(1, len(scores) + 1)
     risks = 1 - expected.cumsum() / counts
-    bins = _bins(scores, expected) if scores[0] <= 1 and scores[-1] >= 0 else []
+    are_shares = all(np.all((part >= 0) & (part <= 1)) for part in (scores, *factors))
+    bins = _bins(scores, expected) if are_shares else []
     places = np.unique(np.ceil(np.linspace(0, 1, NUM_COVERAGES + 1)[1:] * len(scores)).astype(int))
     return Confidence(
         num_predicted=len(scores),

@@ -90,7 +90,7 @@ def evaluate(
         object_intervals=intervals.get("objects", {}),
         answers={"unconstrained_failure_rate": None, **values["answers"]},
         answer_intervals=intervals["answers"],
-        confidence=confidences(tables[0], hits),
+        confidence=confidences(tables[0], hits, options.task),
         failures=dict(Counter(a.status for a in answers if a.status != "ok").most_common()),
         predicates=rows,
         groups=group_means(rows),

@@ -66,6 +66,8 @@ def attack(
     found, similarities = load_rubric(rubric, similarity_folder, term or [], option="RUBRIC")
     with named_in_errors("RUBRIC"):
         scorer = make_scorer(found, "sgg", similarities)
+    if output:  # one that cannot be a folder is said before the work
+        output.mkdir(parents=True, exist_ok=True)
     scenes = _scenes_of(data) if data else _toy_scenes(seed)
 
     def say(round_: int, tried: int) -> None:

@@ -47,3 +47,14 @@ def test_a_rubric_that_is_not_there_is_named(
 ) -> None:
     assert run(monkeypatch, "r1-sofd") == 2
     assert "sgg-rl: RUBRIC: no rubric 'r1-sofd'; rubrics are balanced, " in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_is_said_before_the_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    options = ["r1-hard", "--rounds", "1", "--output", str(tmp_path / "file")]
+    monkeypatch.setattr(sys, "argv", ["sgg-rl", "reward", "attack", *options])
+    with pytest.raises(SystemExit, match="file: File exists"):
+        main()
+    assert "round 1" not in capsys.readouterr().err

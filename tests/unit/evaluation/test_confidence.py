@@ -5,7 +5,9 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from evaluation.scoring.confidence import confidence
+from evaluation.scoring.confidence import confidence, confidences
+from scene_graph.metrics.strict import strict
+from scene_graph.metrics.table import ImageGraph, tabulate
 
 
 def test_scores_that_are_the_truth_are_calibrated_within_two_per_cent() -> None:
@@ -45,3 +47,20 @@ def test_scores_that_are_no_shares_have_a_ranking_and_no_calibration() -> None:
     assert found.calibration_error is None
     assert not found.bins
     assert found.risk_coverage_area == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("score", [-0.5, 1.5])
+def test_a_product_of_scores_that_are_no_shares_is_none(score: float) -> None:
+    graph = ImageGraph(
+        names=["man", "horse"],
+        boxes=[0, 0, 5, 9, 0, 3, 9, 9],
+        scores=[score, score],
+        subjects=[0],
+        predicates=["on"],
+        objects=[1],
+        relation_scores=[0.4],
+    )
+    predicted, reference = tabulate([graph], [graph])
+    found = confidences(predicted, strict(predicted, reference), "sgg")
+    assert [found[kind].calibration_error for kind in ("triplets", "objects")] == [None, None]
+    assert list(confidences(predicted, strict(predicted, reference), "cls")) == ["triplets"]

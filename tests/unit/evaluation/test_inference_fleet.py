@@ -24,7 +24,7 @@ from services.errors import (
 from services.host.ports import free_port
 from services.http import app as service
 from services.http.clients.rollout import RolloutClient
-from services.http.problems import add_problem_handlers
+from services.http.problems import add_problem_handlers, mistake
 from services.schemas.common import ChatMessage, TextPart
 from services.schemas.rollouts import RolloutRequest
 from services.settings import load_settings
@@ -222,6 +222,19 @@ async def test_a_refusal_is_the_requests_fault_and_nobody_else_is_asked(
             await fleet.ask(REQUEST)
         assert sum(server.num_asked for server in servers) == 1
         assert fleet.num_up == 3
+
+
+async def test_a_server_that_does_not_know_a_field_is_named_and_no_image_is_blamed(
+    servers: list[Scripted],
+) -> None:
+    servers[0].error = mistake("body.sampling.token_ends", "Extra inputs are not permitted")
+    async with fleet_of(servers[:1]) as fleet:
+        await fleet.meet(model="m")
+        with pytest.raises(
+            ConflictError, match=r"earlier release.*again.*sampling\.token_ends"
+        ) as e:
+            await fleet.ask(REQUEST)
+    assert servers[0].url in e.value.message
 
 
 async def test_a_request_that_breaks_every_engine_is_given_up(servers: list[Scripted]) -> None:
