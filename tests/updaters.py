@@ -49,6 +49,8 @@ def updater_of(engine: Engine, run: str, root: Path, *, transport: str = "shm") 
 class Content(BytesIO):
     """A body that has come already."""
 
+    silent_s = 0.0
+
     def __init__(self, content: bytes, num_bytes: int | None = None) -> None:
         super().__init__(content)
         self.num_bytes = len(content) if num_bytes is None else num_bytes

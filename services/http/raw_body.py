@@ -2,6 +2,7 @@
 
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +18,9 @@ EXTENSION = "sgg.body"
 """An extension of the ASGI scope: `take` gives the connection, and what has come of the body."""
 TakeBody = Callable[[], tuple[socket.socket, bytes]]
 
+_INFO_BYTES = 104
+_LAST_DATA_RECEIVED = slice(52, 56)
+"""`tcpi_last_data_recv` of `struct tcp_info` (linux/tcp.h), in milliseconds."""
 _LINGER_S = 10.0
 _LINGER_BYTES = 1024 * 1024
 
@@ -97,6 +101,15 @@ class RawBody:
         if self._socket is not None:
             with suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since something came, by the kernel's clock; 0.0 before it is entered."""
+        with suppress(OSError):  # it is over
+            if self._socket is not None:
+                info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
+                return int.from_bytes(info[_LAST_DATA_RECEIVED], sys.byteorder) / 1000
+        return 0.0
 
     def _receive(self, connection: socket.socket, buffer: memoryview) -> int:
         try:

@@ -47,6 +47,8 @@ class Outcome:
 
     seen: list[Seen] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
+    undone: list[str] = field(default_factory=list)
+    """Faults that could not be done, or not wholly, and why."""
     num_steps: int = 0
     num_groups: int = 0
     starts: dict[str, int] = field(default_factory=dict)
@@ -107,7 +109,11 @@ def _suffer(system: System, faults: Iterable[Fault], outcome: Outcome, longest_s
         if system.parts["trainer"].is_done:
             return
         watch = Watch(system, fault)
-        inject(system, fault)
+        try:
+            inject(system, fault)
+        except (AssertionError, OSError, ValueError) as error:
+            outcome.undone.append(f"{fault}: {error}")
+            print(outcome.undone[-1], flush=True)
         outcome.seen.append(watch.ended(longest_s))
         _say(outcome.seen[-1])
         if outcome.seen[-1].seconds is None:
@@ -138,10 +144,12 @@ def _check(system: System, outcome: Outcome) -> None:
 def _say(seen: Seen) -> None:
     fault, after = seen.fault, "never" if seen.seconds is None else f"{seen.seconds:.1f} s"
     lasts = f" for {fault.seconds:.1f} s" if fault.seconds else ""
-    late = f"; LATE: {seen.promise}: {seen.promised_s:.1f} s" if seen.is_late else ""
+    promised = "" if seen.promised_s in (None, seen.seconds) else f"; {seen.promised_s:.1f} s"
+    late = f"; LATE: {seen.promise}" if seen.is_late else ""
     now = time.strftime("%H:%M:%S")
     print(
-        f"{now} {fault.kind} {fault.target}{lasts}: the next step after {after}{late}", flush=True
+        f"{now} {fault.kind} {fault.target}{lasts}: the next step after {after}{promised}{late}",
+        flush=True,
     )
 
 
@@ -202,6 +210,7 @@ def main() -> int:
         )
     print(f"{table(outcome)}\n\n{promises(outcome)}\n")
     print(f"{outcome.num_steps} steps, {outcome.num_groups} groups, {time.time() - start:.0f} s")
+    print(f"not done {outcome.undone}")
     print(f"starts {outcome.starts}; ended by themselves {outcome.ended}")
     print("\n".join(outcome.broken) or "every promise was kept")
     if asked.output is not None:

@@ -174,9 +174,12 @@ class System:
         return {"CHAOS_WAYS": json.dumps(ways)}
 
     def _start_redis(self, name: str) -> Part:
-        sections = {"redis": {"url": f"redis://127.0.0.1:{self.redises.ports[name]}/0"}}
-        if name != "redis-0":  # a host of its own
-            sections["run"] = {"root": str(self.folder / name)}
+        sections: dict[str, Any] = {
+            "redis": {"url": f"redis://127.0.0.1:{self.redises.ports[name]}/0"}
+        }
+        # A disk of its own: a promoted replica (Valkey 9.1.2) once could not read its own file
+        # after the disk had been full.
+        sections["run"] = {"root": str(self.folder / name)}
         return self._start(name, "serve redis", sections, **self.redises.environment)
 
     def _start(

@@ -183,6 +183,8 @@ def _fields(flat: list[bytes]) -> dict[bytes, bytes]:
 class Body:
     """An upload's bytes; of a torn one the first half comes."""
 
+    silent_s = 0.0
+
     def __init__(self, content: bytes, is_torn: bool) -> None:
         self.num_bytes = len(content)
         self._left = memoryview(content)[: len(content) // 2] if is_torn else memoryview(content)

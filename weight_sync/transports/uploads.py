@@ -60,6 +60,8 @@ _BYTES_PER_ELEMENT = 4
 """Float32's, the largest type of a version."""
 _LIMIT_IF_UNKNOWN_BYTES = 64 * 2**30
 """Most bytes of an upload for a model whose tensors the engine does not tell."""
+_SILENT_S = 5.0
+"""A sender reads a file and sends it: one that is silent for so long will hardly go on."""
 _PIECE_BYTES = 4 * 2**20
 """Received and hashed at once: much for a thread that waits for Python's global lock each
 time, and little for a processor's cache."""
@@ -206,6 +208,10 @@ class Body(Protocol):
     def stop(self) -> None:
         """Called from another thread: `readinto` ends with an error."""
 
+    @property
+    def silent_s(self) -> float:
+        """Seconds since something came."""
+
 
 @dataclass(slots=True)
 class _Upload:
@@ -273,10 +279,15 @@ class Uploads:
         if num_elements is not None:
             self._limit_bytes = _BYTES_PER_ELEMENT * num_elements + MAX_HEADER_BYTES
         self._uploads: OrderedDict[Version, _Upload] = OrderedDict()
-        self._busy = False
+        self._turn = asyncio.Lock()
+        self._coming: Body | None = None
+        """Whose turn it is, or was."""
 
     async def receive(self, version: Version, body: Body) -> None:
         """Keep a file that is uploaded, in place of an earlier one of that version.
+
+        An upload that has fallen silent makes way: its sender may have given it up long ago, or
+        sits behind a dead line.
 
         Args:
             version: Without its checksum.
@@ -293,16 +304,16 @@ class Uploads:
             raise TooLargeError(
                 f"the upload is over {self._limit_bytes} bytes, more than this model can need"
             )
-        if self._busy:
-            raise UnavailableError("another upload is under way; try again when it is done")
-        self._busy = True
-        try:
+        if self._turn.locked() and self._coming is not None:
+            if self._coming.silent_s < _SILENT_S:
+                raise UnavailableError("another upload is under way; try again when it is done")
+            self._coming.stop()
+        async with self._turn:
+            self._coming = body
             with body, self.spool.writing():
                 made = await self._receive(version, body)
                 delta_file(made.file.path).unlink(missing_ok=True)
                 self._keep(version, made)
-        finally:
-            self._busy = False
 
     async def stage(self, request: StageRequest) -> StagedFile:
         """A verified upload. It is read again only where an earlier release made the digests.

@@ -15,7 +15,7 @@ from services.errors import InvalidInputError, NotFoundError, TooLargeError, Wai
 from services.host.ports import free_port
 from services.http.app import create_app
 from services.http.clients.base import ServiceClient
-from services.http.raw_body import RawBody
+from services.http.raw_body import EXTENSION, RawBody
 from services.waiting import in_thread
 from tests.live_servers import served
 from tests.processes import wait_for
@@ -192,3 +192,25 @@ async def test_what_cannot_be_sent(service: Service, big: Path, tmp_path: Path) 
     async with ServiceClient("https://127.0.0.1:1") as client:
         with pytest.raises(InvalidInputError, match="http:// alone"):
             await client.put_file("/files", big, Got)
+
+
+def test_the_kernel_says_how_long_a_client_has_been_silent() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as client,
+    ):
+        server, _ = listener.accept()
+        take = {"take": lambda: (server, b"")}
+        scope = {"headers": [(b"content-length", b"1000000")], "extensions": {EXTENSION: take}}
+        body = RawBody(scope, 60.0)
+        assert body.silent_s == 0.0
+        with body:
+
+            def has_come() -> bool:
+                client.sendall(b"x")
+                return body.readinto(memoryview(bytearray(1))) == 1 and body.silent_s < 0.3
+
+            wait_for("a byte", has_come)
+            wait_for("silence", lambda: body.silent_s > 0.3)
+            wait_for("a byte", has_come)
+        assert body.silent_s == 0.0

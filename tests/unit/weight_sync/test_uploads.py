@@ -255,6 +255,19 @@ async def test_uploads_come_one_after_the_other(updater: WeightUpdater, shm_run:
     await updater.stage(by_http(version))
 
 
+async def test_an_upload_that_has_fallen_silent_makes_way(
+    updater: WeightUpdater, shm_run: ShmRun
+) -> None:
+    version = shm_run.write(1)
+    silent = Slow(version.file.read_bytes())
+    first = asyncio.create_task(updater.upload(Version(1, 1), silent))
+    await asyncio.to_thread(silent.waits.wait)
+    silent.silent_s = 5.0
+    await load(updater, version)
+    with pytest.raises(ClientGoneError):
+        await first
+
+
 async def test_a_second_upload_replaces_the_first_but_not_what_is_staged(
     updater: WeightUpdater, engine: FakeEngine, shm_run: ShmRun
 ) -> None:
