@@ -12,6 +12,8 @@ from services.errors import InvalidInputError, SettingsError
 if TYPE_CHECKING:
     from reward_service.similarity.registry import Similarities
 
+_OF_A_RUN = {"reward", "run", "model", "data", "trainer"}
+"""Tables by which the settings of a run are known from a rubric"""
 Wanted = str | dict[str, Any]
 
 
@@ -67,9 +69,13 @@ def _read_rubric(file: Path, option: str) -> tuple[str | dict[str, Any], list[st
         raise SettingsError(
             f"{option}: {file} is not {file.suffix[1:].upper()}: {error}"
         ) from error
-    if isinstance(value, dict) and isinstance(value.get("reward"), dict):  # the file of a run
-        reward = value["reward"]
-        value, terms = reward.get("rubric"), reward.get("terms", [])
+    if isinstance(value, dict) and _OF_A_RUN & value.keys():
+        from services.settings.parts import RewardSettings
+
+        default = RewardSettings.model_fields["rubric"].default
+        reward = value.get("reward")
+        reward = reward if isinstance(reward, dict) else {}
+        value, terms = reward.get("rubric", default), reward.get("terms", [])
     else:
         terms = []
     if not isinstance(value, dict | str):

@@ -71,7 +71,8 @@ def attack(
     scenes = _scenes_of(data) if data else _toy_scenes(seed)
 
     def say(round_: int, tried: int) -> None:
-        print(f"round {round_} of {rounds}: {tried} policies tried", file=sys.stderr)
+        if round_ % max(rounds // 20, 1) == 0:
+            print(f"round {round_} of {rounds}: {tried} policies tried", file=sys.stderr)
 
     findings = search(scorer, scenes, seed=seed, rounds=rounds, on_round=say)
     _print(scorer.rubric.name, findings)

@@ -49,6 +49,14 @@ def test_a_rubric_that_is_not_there_is_named(
     assert "sgg-rl: RUBRIC: no rubric 'r1-sofd'; rubrics are balanced, " in capsys.readouterr().err
 
 
+def test_a_run_that_names_no_rubric_has_the_default_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "run.toml").write_text('[run]\nname = "mine"\n')
+    assert run(monkeypatch, tmp_path / "run.toml", "--rounds", "1") == 0
+    assert capsys.readouterr().out.startswith("balanced: hackability ")
+
+
 def test_a_folder_that_cannot_be_is_said_before_the_work(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
