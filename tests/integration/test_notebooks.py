@@ -26,6 +26,6 @@ def test_two_models_are_compared(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = run_notebook("compare-two-models.ipynb", tmp_path_factory.mktemp("nb"), monkeypatch)
-    assert "<Comparison of 'sft' with 'start': 48 images, 26 of 45 differences" in shown
+    assert "<Comparison of 'sft' with 'start': 48 images, 26 of 47 differences" in shown
     assert "strict recall@20   0.000 -> 0.104  +0.104 [+0.031, +0.188]" in shown
     assert shown.count("<svg>") == 2

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from evaluation.of_a_run.during import DuringTraining
 from launcher.inference import registered_servers
 from rollout_service.fake.engine import FakeEngine
 from services.errors import (
@@ -517,6 +518,19 @@ def test_a_stranger_in_redis_gets_neither_tokens_nor_weights(
     assert set(stranger.seen) == {("/v1/proof", None)}
     assert set(stranger.proofs) == {200}
     assert f"{stranger.url} stands in Redis as a rollout server, and does not prove" in caplog.text
+
+
+def test_a_killed_server_whose_address_another_has_is_asked_once(make_cluster: Any) -> None:
+    """Its record lives until its heartbeat expires."""
+    cluster = make_cluster("http")
+    server = cluster.server()
+    cluster.announce(server.url, "killed")
+    assert registered_servers(cluster.settings) == [server.url]
+    beside = DuringTraining(cluster.settings)
+    assert asyncio.run(beside._servers(0)) == [server.url]
+    beside.close()
+    assert cluster.publisher().begin(weights(1).items(), 1).result() >= 1
+    assert server.policy().policy_version == 1
 
 
 def test_hosts_that_are_not_allowed_are_not_even_asked(make_cluster: Any) -> None:
