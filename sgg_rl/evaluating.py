@@ -69,7 +69,7 @@ def compare(
         >>> result = sgg_rl.evaluate("mine.jsonl", "toy/heldout.parquet", output="found")
         >>> sgg_rl.compare("found", result)
         <Comparison of 'mine' with 'mine': 8 images, 0 of
-        45 differences beyond chance>
+        47 differences beyond chance>
 
     Args:
         first: The one to compare with; or the folder that `evaluate` has written.

@@ -166,8 +166,7 @@ class QueueWorker:
 
     async def _claim(self) -> Lease | None:
         """One group, or None after a while without."""
-        if self._pause_s:
-            await self._pause(self._pause_s)
+        await self._pause(self._pause_s)
         server = self._server
         if server.why_not_ready() or server.unheard or self._is_behind():
             await self._pause(0.1)
