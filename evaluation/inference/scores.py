@@ -29,7 +29,8 @@ def give_scores(
 ) -> None:
     """Set the scores of a line's objects and relationships, in 0..1.
 
-    What is not written plainly (`read_elements`) has the mean probability of the answer's tokens.
+    What is not written plainly (`read_elements`) has the geometric mean of the probabilities of the
+    answer's tokens.
     The ends of a triplet of the task `cls` have no text of their own, and no score.
 
     Args:
