@@ -110,12 +110,14 @@ def test_a_script_that_forks_and_closes_nothing_ends_without_noise(server: LiveS
     program = (
         "import os, sys, sgg_rl\n"
         "client = sgg_rl.Client(rollout_url=sys.argv[1], token=sys.argv[2])\n"
-        "print(client.rollout.policy().state, flush=True)\n"
+        "def ask():  # one write a line: two processes write at once\n"
+        "    os.write(1, f'{client.rollout.policy().state}\\n'.encode())\n"
+        "ask()\n"
         "child = os.fork()\n"
-        "print(client.rollout.policy().state, flush=True)\n"
+        "ask()\n"
         "if child:\n"
         "    assert os.waitpid(child, 0)[1] == 0\n"
-        "    print(client.rollout.policy().state)\n"
+        "    ask()\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, server.url, TOKEN],
