@@ -68,9 +68,10 @@ def _load(place: str) -> None:
     source, name = _parts(place)
     module = _module(source)
     function = _function(module, source, name)
-    digest = source_digest(Path(inspect.getfile(module)))
+    file = Path(inspect.getfile(module))
+    digest = source_digest(file)
     try:
-        _list(name, function, digest)
+        _list(name, file.name, function, digest)
     except InvalidInputError as error:
         raise SettingsError(f"reward.terms: {place}: {error.message}") from error
 
@@ -107,37 +108,45 @@ def check_weighed(places: Iterable[str], rubric: Rubric, *, setting: str) -> Non
 
 
 @cache  # one function may be named in several ways, such as my.py:f and ./my.py:f
-def _list(name: str, function: OwnTerm, digest: str) -> None:
+def _list(name: str, file: str, function: OwnTerm, digest: str) -> None:
     if name in TERMS:
         raise SettingsError(f"there is a term {name!r} already; give the function another name")
-    for predicted in (_EXAMPLE, _EMPTY):
-        _value(name, function, predicted, _EXAMPLE)
+    term = f"the term {name} of {file}"
+    for predicted, what in ((_EXAMPLE, "a small graph"), (_EMPTY, "an empty graph")):
+        _value(function, predicted, _EXAMPLE, term, what)
     summary = (inspect.getdoc(function) or name).partition("\n")[0]
     formula = f"{summary} (SHA-256 of its code: {digest})"
-    add_term(name, Term(formula=formula, function=_over_batches(name, function), tasks=ALL_TASKS))
+    add_term(name, Term(formula=formula, function=_over_batches(term, function), tasks=ALL_TASKS))
 
 
-def _over_batches(name: str, function: OwnTerm) -> Callable[[ComparedBatch, Rubric], Floats]:
+def _over_batches(term: str, function: OwnTerm) -> Callable[[ComparedBatch, Rubric], Floats]:
     def values(batch: ComparedBatch, _: Rubric) -> Floats:
         references = [columns.to_graph() for columns in batch.references]
+        names = [f"group {group_id!r}" for group_id in batch.group_ids]
         pairs = zip(batch.predicted, batch.comparison.group, strict=True)
         return np.array(
-            [_value(name, function, one.to_graph(), references[group]) for one, group in pairs]
+            [
+                _value(function, one.to_graph(), references[group], term, names[group])
+                for one, group in pairs
+            ]
         )
 
     return values
 
 
-def _value(name: str, function: OwnTerm, predicted: SceneGraph, reference: SceneGraph) -> float:
+def _value(
+    function: OwnTerm, predicted: SceneGraph, reference: SceneGraph, term: str, what: str
+) -> float:
+    """What the function gives; errors name the term, and `what` it is called for."""
     try:
         value = float(function(predicted, reference))
     except (Exception, SystemExit) as error:
-        logger.exception("the term %s failed", name)
+        logger.exception("%s failed for %s", term, what)
         raise InvalidInputError(
-            f"the term {name} failed: {type(error).__name__}: {error}"
+            f"{term} failed for {what}: {type(error).__name__}: {error}"
         ) from error
     if not (math.isfinite(value) and 0 <= value <= 1):
-        raise InvalidInputError(f"the term {name} gave {value:g}; a term is in 0..1")
+        raise InvalidInputError(f"{term} gave {value:g} for {what}; a term is in 0..1")
     return value
 
 

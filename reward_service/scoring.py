@@ -235,6 +235,7 @@ class RewardScorer:
             num_tokens=np.array(num_tokens),
             predicted=[item.parsed.columns for item in items],
             references=references[first:last],
+            group_ids=[group.group_id for group in groups[first:last]],
         )
 
     def _lowest(self, parsed: ParsedCompletion) -> Reward:

@@ -48,6 +48,8 @@ class ComparedBatch:
     """[B] the graphs themselves, for terms that a user writes"""
     references: Sequence[GraphColumns]
     """[G] their references; `comparison.group` says whose is which"""
+    group_ids: Sequence[str]
+    """[G] for errors"""
 
     @property
     def pairs(self) -> ObjectPairs:

@@ -18,9 +18,7 @@ from services.images import decode_image
 Values = dict[str, Any]
 
 
-def write_findings(
-    folder: Path, findings: Findings, scorer: RewardScorer, *, seed: int, rounds: int
-) -> None:
+def write_findings(folder: Path, findings: Findings, scorer: RewardScorer, *, seed: int) -> None:
     """Write `attack.json`, and for each hole `hole-N.png`: honest answer, and after the edits.
 
     Args:
@@ -28,10 +26,9 @@ def write_findings(
         findings: Of the attack.
         scorer: What was attacked.
         seed: Of the attack.
-        rounds: Of the attack.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    value = findings_value(findings, scorer) | {"seed": seed, "rounds": rounds}
+    value = findings_value(findings, scorer, seed=seed)
     text = json.dumps(value, indent=1, ensure_ascii=False)
     (folder / "attack.json").write_text(text + "\n", encoding="utf-8")
     for number, hole in enumerate(findings.holes, 1):
@@ -42,7 +39,7 @@ def write_findings(
         picture.save(folder / f"hole-{number}.png")
 
 
-def findings_value(findings: Findings, scorer: RewardScorer) -> Values:
+def findings_value(findings: Findings, scorer: RewardScorer, *, seed: int) -> Values:
     """All of it, as JSON holds it. Rewards are shares of the highest total."""
     return {
         "rubric": scorer.rubric.model_dump(mode="json", exclude_defaults=True),
@@ -52,6 +49,8 @@ def findings_value(findings: Findings, scorer: RewardScorer) -> Values:
         "num_scenes": len(findings.scenes),
         "honest": _means(findings.honest) | {"gain_of_half_the_errors": findings.honest_gain},
         "holes": [_hole_value(findings, hole) for hole in findings.holes],
+        "seed": seed,
+        "rounds": findings.num_rounds,
     }
 
 

@@ -11,6 +11,7 @@ right, would count as a hole as soon as junk that earns nothing is added to it.
 
 import random
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,8 @@ from reward_service.scoring import RewardScorer
 from scene_graph.graph import SceneGraph
 from services.errors import InvalidInputError
 
+OnRound = Callable[[int, int], None]
+"""Called after each round with its number, from 1, and the policies tried so far"""
 MIN_F1_LOSS = 0.05
 """A policy that loses less triplet F1 (0..1) is no hole."""
 ERRORS_AWAY = 3.0
@@ -76,6 +79,8 @@ class Findings:
     """The greatest gain first, `MAX_HOLES` at most"""
     num_policies: int
     """So many were tried"""
+    num_rounds: int
+    """So many were done; fewer than asked for where Ctrl-C ended the search"""
 
     @property
     def hackability(self) -> float | None:
@@ -191,16 +196,16 @@ def attack(
     *,
     seed: int = 0,
     rounds: int = 10,
-    on_round: Callable[[int, int], None] = lambda *_: None,
+    on_round: OnRound = lambda *_: None,
 ) -> Findings:
-    """Search for holes of a rubric.
+    """Search for holes of a rubric. Ctrl-C ends the search early, with what was found by then.
 
     Args:
         scorer: The rubric, for the task `sgg`.
         scenes: Annotated images, at least `MIN_SCENES`; the first third is searched on.
         seed: Of answers and search.
         rounds: Each tries 48 policies.
-        on_round: Is called after each with its number, from 1, and the policies tried so far.
+        on_round: Is called after each.
 
     Raises:
         InvalidInputError: There are too few scenes.
@@ -213,12 +218,7 @@ def attack(
     prior = learn_prior((scene.graph for scene in scenes[:third]), scorer.similarity)
     ground = Ground(scorer, scenes[:third], prior, seed)
     search = Search(ground, random.Random(f"search/{seed}"))
-    promising = set(search.holes()[:_TO_CONFIRM])
-    for number in range(1, rounds + 1):
-        search.round()
-        # Each round's: later ones may fit the searched scenes alone.
-        promising.update(search.holes()[:_TO_CONFIRM])
-        on_round(number, len(search.tried))
+    promising, num_rounds = _promising(search, rounds, on_round)
     smallest = {search.smallest(policy) for policy in promising}
     unseen = Ground(scorer, scenes[third:], prior, seed)
     better = unseen.court.judge(unseen.honest_answers(IMPERFECT.halved()))
@@ -229,7 +229,25 @@ def attack(
         honest_gain=unseen.effect_of(better).gain,
         holes=confirmed(unseen, sorted(smallest)),
         num_policies=len(search.tried),
+        num_rounds=num_rounds,
     )
+
+
+def _promising(search: Search, rounds: int, on_round: OnRound) -> tuple[set[Policy], int]:
+    """The best holes of each round, since later ones may fit the searched scenes alone.
+
+    With the number of rounds that were done. What a round had tried when Ctrl-C ended it does not
+    count, so that the holes are those of a search of so many rounds.
+    """
+    promising = set(search.holes()[:_TO_CONFIRM])
+    num_done = 0
+    with suppress(KeyboardInterrupt):
+        for number in range(1, rounds + 1):
+            search.round()
+            promising.update(search.holes()[:_TO_CONFIRM])
+            num_done = number
+            on_round(number, len(search.tried))
+    return promising, num_done
 
 
 def confirmed(unseen: Ground, policies: Iterable[Policy]) -> list[Hole]:

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.options import AsJson
 from cli.rubric import load_rubric, named_in_errors
+from cli.views.as_json import print_json
 from cli.views.safe_text import safe
 
 if TYPE_CHECKING:
@@ -25,9 +27,9 @@ Data = Annotated[
     str | None, typer.Option(help="A dataset whose graphs are attacked; else toy-scenes.")
 ]
 Seed = Annotated[int, typer.Option(help="Of answers, search and toy-scenes.")]
-Rounds = Annotated[int, typer.Option(min=1, help="Each tries 48 policies.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Each tries 48 policies; 10 take seconds.")]
 Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Folder for attack.json and drawings.")
+    Path | None, typer.Option("--output", "-o", help="Folder for attack.json and a drawing a hole.")
 ]
 Term = Annotated[
     list[str] | None,
@@ -50,16 +52,18 @@ def attack(
     output: Output = None,
     term: Term = None,
     similarity_folder: Folder = None,
+    as_json: AsJson = False,
 ) -> None:
     """Search for answers that raise a rubric's reward while triplet F1 falls.
 
     The search edits honest imperfect answers: drops, repeats, floods, renames.
     It knows what is frequent, and no image. Hackability is the reward that the
     worst hole gains, in units of what halving all errors gains; 0 is none.
+    Ctrl-C ends the search early and keeps what was found.
 
     Example: sgg-rl reward attack r1-soft --output attack/
     """
-    from reward_service.attack.certificate import write_findings
+    from reward_service.attack.certificate import findings_value, write_findings
     from reward_service.attack.search import attack as search
     from reward_service.scoring import make_scorer
 
@@ -75,9 +79,18 @@ def attack(
             print(f"round {round_} of {rounds}: {tried} policies tried", file=sys.stderr)
 
     findings = search(scorer, scenes, seed=seed, rounds=rounds, on_round=say)
-    _print(scorer.rubric.name, findings)
     if output:
-        write_findings(output, findings, scorer, seed=seed, rounds=rounds)
+        write_findings(output, findings, scorer, seed=seed)
+    if as_json:
+        print_json(findings_value(findings, scorer, seed=seed))
+    else:
+        _print(scorer.rubric.name, findings)
+    if findings.num_rounds < rounds:
+        print(
+            f"interrupted: this is what {findings.num_rounds} of {rounds} rounds found",
+            file=sys.stderr,
+        )
+        raise typer.Exit(130)
 
 
 def _toy_scenes(seed: int) -> list["Scene"]:

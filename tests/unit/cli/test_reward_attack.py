@@ -8,6 +8,7 @@ import pytest
 
 from cli.commands.prepare import reward
 from cli.main import main
+from reward_service.attack.search import Search
 from scene_data.toy.scenes import make_toy
 
 
@@ -40,6 +41,29 @@ def test_a_dataset_and_a_rubric_of_a_file(
     assert value["hackability"] > 0
     image_ids = {hole["example"]["image_id"] for hole in value["holes"]}
     assert image_ids <= {f"train-0-{index}" for index in range(0, 130, 2)}
+
+
+def test_ctrl_c_writes_what_it_has_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    tried: list[None] = []
+    whole = Search.round
+
+    def round_(search: Search) -> None:
+        tried.append(None)
+        if len(tried) == 2:
+            raise KeyboardInterrupt
+        whole(search)
+
+    monkeypatch.setattr(Search, "round", round_)
+    options = ("--rounds", "900", "--output", tmp_path, "--json")
+    assert run(monkeypatch, "r1-hard", *options) == 130
+    shown = capsys.readouterr()
+    assert shown.err.endswith("interrupted: this is what 1 of 900 rounds found\n")
+    value = json.loads(shown.out)
+    assert value == json.loads((tmp_path / "attack.json").read_text())
+    assert value["rounds"] == 1
+    assert value["num_policies"] > 35
 
 
 def test_a_rubric_that_is_not_there_is_named(

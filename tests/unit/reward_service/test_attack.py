@@ -80,9 +80,18 @@ def test_an_attack_finds_that_recall_pays_for_a_flood(findings: Findings) -> Non
 def test_the_same_seed_finds_the_same(findings: Findings) -> None:
     again = found_in("r1-soft")
     scorer = make_scorer("r1-soft")
-    assert findings_value(again, scorer) == findings_value(findings, scorer)
+    assert findings_value(again, scorer, seed=0) == findings_value(findings, scorer, seed=0)
     other = attack(make_scorer("r1-soft"), SCENES, rounds=1, seed=1)
     assert other.honest.f1.tolist() != findings.honest.f1.tolist()
+
+
+def test_ctrl_c_keeps_what_the_rounds_before_it_found(findings: Findings) -> None:
+    def stop(number: int, _: int) -> None:
+        raise KeyboardInterrupt
+
+    scorer = make_scorer("r1-soft")
+    stopped = attack(scorer, SCENES, rounds=1000, on_round=stop)
+    assert findings_value(stopped, scorer, seed=0) == findings_value(findings, scorer, seed=0)
 
 
 def test_no_single_edit_nor_a_round_of_them_pays_under_balanced() -> None:
@@ -96,7 +105,7 @@ def test_what_is_found_is_written_with_a_drawing_of_each_hole(
     findings: Findings, tmp_path: Path
 ) -> None:
     scorer = make_scorer("r1-soft")
-    write_findings(tmp_path / "new", findings, scorer, seed=0, rounds=1)
+    write_findings(tmp_path / "new", findings, scorer, seed=0)
     value = json.loads((tmp_path / "new" / "attack.json").read_text())
     assert (value["seed"], value["rounds"], value["num_scenes"]) == (0, 1, 64)
     assert value["rubric"]["name"] == "r1-soft"
@@ -108,6 +117,16 @@ def test_what_is_found_is_written_with_a_drawing_of_each_hole(
     example = value["holes"][0]["example"]
     assert before.totals[0] == pytest.approx(example["before"]["reward"])
     assert after.totals[0] == pytest.approx(example["after"]["reward"])
+
+
+@pytest.mark.usefixtures("own_terms_are_forgotten")
+def test_a_term_that_fails_is_named_with_the_scene(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("def calm(p, r):\n    return 1 / (3 - len(p.objects))\n")
+    load_own_terms([f"{file}:calm"])
+    said = r"^the term calm of mine\.py failed for group 'toy-0-\d+': ZeroDivisionError: "
+    with pytest.raises(InvalidInputError, match=said):
+        attack(make_scorer({"terms": {"calm": 1}}), SCENES, rounds=1)
 
 
 def test_too_few_images_are_refused() -> None:

@@ -100,8 +100,21 @@ def test_each_completion_meets_the_reference_of_its_own_group(file: Path) -> Non
 def test_what_a_term_cannot_score_is_the_fault_of_that_group(file: Path) -> None:
     load_own_terms([f"{file}:no_dogs"])
     scorer = make_scorer(rubric("no_dogs"))
-    with pytest.raises(InvalidInputError, match="the term no_dogs failed: ValueError: a dog"):
-        scorer.score([group(DOG)])
+    first = group("no graph", EXAMPLE["groups"][0]["completions"][0])
+    second = group(DOG).model_copy(update={"group_id": "second"})
+    said = "the term no_dogs of my_rewards.py failed for group 'second': ValueError: a dog"
+    with pytest.raises(InvalidInputError, match=f"^{re.escape(said)}$"):
+        scorer.score([first, second])
+
+
+def test_a_term_that_gives_no_number_is_named_with_the_group(file: Path) -> None:
+    file.write_text(
+        "def some(p, r):\n    return 0.5 if r == p or not p.objects else float('nan')\n"
+    )
+    load_own_terms([f"{file}:some"])
+    said = "the term some of my_rewards.py gave nan for group 'second'; a term is in 0..1"
+    with pytest.raises(InvalidInputError, match=f"^{re.escape(said)}$"):
+        make_scorer(rubric("some")).score([group(DOG).model_copy(update={"group_id": "second"})])
 
 
 def test_a_helper_that_is_not_python_is_blamed_by_its_name(file: Path) -> None:
@@ -204,12 +217,21 @@ def test_a_term_that_the_rubric_does_not_weigh_is_refused_with_the_line_to_write
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ("{file}:three", "the term three gave 3; a term is in 0..1"),
-        ("{file}:undefined", "the term undefined failed: ZeroDivisionError: division by zero"),
+        (
+            "{file}:three",
+            "the term three of my_rewards.py gave 3 for a small graph; a term is in 0..1",
+        ),
+        (
+            "{file}:undefined",
+            "undefined of my_rewards.py failed for an empty graph: ZeroDivisionError: division",
+        ),
         ("{file}:edge", "there is a term 'edge' already; give the function another name"),
         ("{file}:half", "is no plain function: wrap it in a def"),
         ("{file}:later", "is no plain function: wrap it in a def"),
-        ("{file}:leaves", "the term leaves failed: SystemExit: 3"),
+        (
+            "{file}:leaves",
+            "the term leaves of my_rewards.py failed for a small graph: SystemExit: 3",
+        ),
         ("{file}:missing", "has no function missing"),
         ("{file}", "is neither FILE.py:FUNCTION nor MODULE:FUNCTION"),
         ("missing.py:polite", "there is no file missing.py"),
