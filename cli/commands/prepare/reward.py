@@ -29,7 +29,8 @@ Data = Annotated[
 Seed = Annotated[int, typer.Option(help="Of answers, search and toy-scenes.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Each tries 48 policies; 10 take seconds.")]
 Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Folder for attack.json and a drawing a hole.")
+    Path | None,
+    typer.Option("--output", "-o", help="Folder for attack.json and drawings."),
 ]
 Term = Annotated[
     list[str] | None,
