@@ -10,16 +10,17 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(EXTRA)
 SECURITY := build/security
 BASE_IMAGE ?= debian:12.11-slim
-TOY := build/toy-scenes/heldout.parquet
+SECOND := $(filter 2,$(LEVEL))
+TOY := build/toy-scenes$(SECOND:%=-%)/heldout.parquet
 SLURM := tests/integration/test_slurm.py
 TRAINING := tests/integration/test_engine_ranks.py tests/integration/test_sft_run.py tests/integration/test_trl_reward.py tests/chaos/test_chaos.py
 
-# make demo DATA=path NAME=name SEED=n SET="section.field=value …"
+# make demo DATA=path LEVEL=2 NAME=name SEED=n SET="section.field=value …"
 DATA ?=
-NAME ?= $(if $(DATA),demo-data,demo)
+CONFIG ?= configs/demo$(if $(DATA),-data,$(SECOND:%=-%)).toml
+NAME ?= $(basename $(notdir $(CONFIG)))
 SEED ?= 0
 SET ?=
-CONFIG ?= $(if $(DATA),configs/demo-data.toml,configs/demo.toml)
 
 # make simulate SEEDS=first:end JOBS=processes
 SEEDS ?= 0:10000
@@ -28,7 +29,7 @@ JOBS ?= 2
 # Packages come uncompiled: without written bytecode each process compiles torch, transformers and vLLM once more.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo docs images pin-images test test-docker simulate check check-setup check-cuda check-plan check-security fuzz chaos bench-gpu wheel format lint types imports units integration slurm training e2e start-checkpoint clean distclean help
+.PHONY: setup demo docs images pin-images test test-docker simulate check check-setup check-cuda check-plan check-security fuzz chaos bench-gpu wheel format lint types imports units integration slurm training e2e start-checkpoint start-checkpoint-2 clean distclean help
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -48,8 +49,8 @@ endif
 	@$(BIN)/sgg-rl doctor
 	@touch $@
 
-$(TOY): $(INSTALLED) scene_data/toy/scenes.py
-	$(BIN)/sgg-rl data make-toy build/toy-scenes
+$(TOY): $(INSTALLED) scene_data/toy/scenes.py scene_data/toy/layouts.py
+	$(BIN)/sgg-rl data make-toy $(@D) $(SECOND:%=--level %)
 
 demo: $(INSTALLED) $(if $(DATA),,$(TOY)) ## The whole loop on this machine: runs/<name>/
 	$(BIN)/sgg-rl demo --config $(CONFIG) $(if $(DATA),--data "$(DATA)") --set run.name=$(NAME) --set run.seed=$(SEED) $(foreach s,$(SET),--set $(s))
@@ -152,6 +153,15 @@ start-checkpoint: $(INSTALLED) ## Make assets/toy-start again (20 minutes): docs
 	$(BIN)/sgg-rl data make-toy build/toy-noisy --num-train 12000 --seed 2 --noisy
 	$(BIN)/sgg-rl sft --config configs/toy-sft.toml
 	cp runs/toy-sft/model/* assets/toy-start/
+
+start-checkpoint-2: $(INSTALLED) ## Make assets/toy-start-2 from assets/toy-start again (30 minutes)
+	$(BIN)/sgg-rl data make-toy build/toy-clean-2 --num-train 40000 --seed 1 --level 2
+	$(BIN)/sgg-rl sft --config configs/toy-pretrain.toml --set run.name=toy-pretrain-2 --set model.path=toy-start \
+	  --set data.train=build/toy-clean-2/train.parquet --set sft.num_steps=1300
+	$(BIN)/sgg-rl data make-toy build/toy-noisy-2 --num-train 12000 --seed 2 --noisy --level 2
+	$(BIN)/sgg-rl sft --config configs/toy-sft.toml --set run.name=toy-sft-2 --set model.path=runs/toy-pretrain-2/model \
+	  --set data.train=build/toy-noisy-2/train.parquet
+	cp runs/toy-sft-2/model/* assets/toy-start-2/
 
 clean: ## Remove built data and caches; runs stay
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,6 +1,7 @@
 """How good a toy model is, by plain transformers sampling and the reward service's own scoring.
 
 python benchmarks/toy_start.py assets/toy-start --num-scenes 64
+python benchmarks/toy_start.py assets/toy-start-2 --level 2
 """
 
 import argparse
@@ -17,6 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from reward_service.scoring import make_scorer, reference_columns
 from scene_data.templates import prompt_messages
+from scene_data.toy.layouts import Level
 from scene_data.toy.scenes import SIDE, render, toy_scene
 from scene_graph.boxes import RELATIVE_1000
 from scene_graph.graph import SceneGraph
@@ -31,7 +33,7 @@ from services.schemas.rewards import (
 
 SEED = 7
 BOX_SPACE = RELATIVE_1000
-MAX_TOKENS = 96
+MAX_TOKENS = 144
 PLACEHOLDERS = ("<|image_pad|>", "<|video_pad|>")
 COLUMNS = (
     "scenes",
@@ -79,20 +81,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--num-scenes", type=int, default=64)
+    parser.add_argument("--level", type=int, default=1, choices=(1, 2))
     arguments = parser.parse_args()
     model = ToyModel(
         AutoModelForImageTextToText.from_pretrained(arguments.model).eval(),
         AutoProcessor.from_pretrained(arguments.model),
     )
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
-    for row in table(model, arguments.num_scenes):
+    for row in table(model, arguments.num_scenes, arguments.level):
         print(f"| {' | '.join(row)} |")
 
 
-def table(model: ToyModel, num_scenes: int) -> Iterator[list[str]]:
+def table(model: ToyModel, num_scenes: int, level: Level) -> Iterator[list[str]]:
     """One row for each split and way of sampling."""
     for heldout in (False, True):
-        scenes = [toy_scene(SEED, i, heldout=heldout) for i in range(num_scenes)]
+        scenes = [toy_scene(SEED, i, heldout=heldout, level=level) for i in range(num_scenes)]
         for temperature, n in ((0.0, 1), (1.0, 4)):
             torch.manual_seed(SEED)
             texts = model.complete(scenes, n=n, temperature=temperature)

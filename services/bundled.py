@@ -7,8 +7,8 @@ from there (`force-include` of pyproject.toml).
 from importlib.resources import files
 from pathlib import Path
 
-TOY_START = "toy-start"
-"""The model that the demo starts from, as settings and commands name it"""
+TOY_MODELS = ("toy-start", "toy-start-2")
+"""The models that the demo starts from on each level, as settings and commands name them"""
 
 
 def bundled(path: str) -> Path:
@@ -24,6 +24,6 @@ def bundled(path: str) -> Path:
     return (of_wheel if of_wheel.is_dir() else package.parent) / path
 
 
-def toy_start() -> Path:
-    """The folder of `TOY_START`."""
-    return bundled("assets") / TOY_START
+def toy_start(name: str = "toy-start") -> Path:
+    """The folder of one of `TOY_MODELS`."""
+    return bundled("assets") / name

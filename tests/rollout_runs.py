@@ -13,7 +13,7 @@ from scene_data.messages import reference_graph
 from scene_data.templates import answer_text
 from scene_data.toy.scenes import make_toy
 from scene_graph.boxes import RELATIVE_1000
-from services.bundled import TOY_START
+from services.bundled import TOY_MODELS
 from services.run_folder.records import record_lines
 from services.schemas.common import ImageRef, Sampling
 from services.schemas.groups import GroupReference, TrainGroup
@@ -53,7 +53,7 @@ def write_run(
     settings = Settings.model_validate(
         {
             "run": {"name": "toys", "root": str(folder / "runs")},
-            "model": {"path": TOY_START, "box_space": "relative_1000"},
+            "model": {"path": TOY_MODELS[0], "box_space": "relative_1000"},
             "data": {
                 "train": str(folder / "data/train.parquet"),
                 "heldout": str(folder / "data/heldout.parquet"),

@@ -1,9 +1,10 @@
 """toy-scenes: rendered coloured shapes, made by seed, that a tiny model learns on a CPU in minutes.
 
 A scene has two or three shapes (4 colours x 3 shapes) on an 8 x 8 grid of 14-pixel cells, the
-patch size of Qwen2-VL: with corners anywhere else the same model needs far longer. Objects are
-numbered in reading order of their upper left corners, and each one is related to the next, so every
-image has exactly one right answer.
+patch size of Qwen2-VL: with corners anywhere else the same model needs far longer. On the second
+level it has three to five, which may hide a part of one another. Objects are numbered in reading
+order of their upper left corners, and each one is related to the next, so every image has exactly
+one right answer (`scene_data.toy.layouts`).
 
 Some pairs of names (`is_heldout_pair`) never meet in training; every held-out scene shows one.
 """
@@ -15,12 +16,22 @@ from pathlib import Path
 
 import numpy as np
 
+from scene_data.toy.layouts import (
+    CELLS,
+    Cells,
+    Level,
+    Rng,
+    overlap,
+    place,
+    reading_order,
+    relation,
+    touch,
+)
 from scene_data.writing import graph_row, parquet_writer
 from scene_graph.graph import Relationship, SceneGraph, SceneObject
 
 CELL = 14
 """Pixels of a grid cell."""
-CELLS = 8
 SIDE = CELL * CELLS
 """Pixels of the image's sides: 112."""
 COLOURS = {
@@ -31,15 +42,11 @@ COLOURS = {
 }
 SHAPES = ("square", "circle", "triangle")
 NAMES = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
-PREDICATES = ("left of", "right of", "above", "inside")
 VAGUE_PREDICATE = "near"
 """In no clean scene."""
 BACKGROUND = (236, 236, 236)
-CONTAINMENT_RATE = 0.35
-
-Cells = tuple[int, int, int, int]
-"""x1, y1, x2, y2 in grid cells."""
-Rng = np.random.Generator
+TRIES_OF_NAMES = {1: 1, 2: 100}
+"""For one layout, by level: many, so that scenes with five shapes are not left out more often."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,20 +74,21 @@ def is_heldout_pair(first: str, second: str) -> bool:
     return a != b and (a + b) % 6 == 0
 
 
-def toy_scene(seed: int, index: int, *, heldout: bool) -> SceneGraph:
+def toy_scene(seed: int, index: int, *, heldout: bool, level: Level = 1) -> SceneGraph:
     """The graph of one scene, boxes in pixels; a pure function of its arguments."""
     rng = np.random.default_rng([seed, int(heldout), index])
     while True:
-        boxes = _place(rng)
-        names = [str(name) for name in rng.choice(NAMES, size=len(boxes))]
-        order = sorted(range(len(boxes)), key=lambda i: (boxes[i][1], boxes[i][0]))
-        graph = _graph([names[i] for i in order], [boxes[i] for i in order])
-        if _visible(graph) and _has_heldout_pair(graph) == heldout:
-            return graph
+        boxes = place(rng, level)
+        order = sorted(range(len(boxes)), key=lambda i: reading_order(boxes[i]))
+        for _ in range(TRIES_OF_NAMES[level]):
+            drawn = [str(name) for name in rng.choice(NAMES, size=len(boxes))]
+            names, in_order = [drawn[i] for i in order], [boxes[i] for i in order]
+            if _has_heldout_pair(names) == heldout and _visible(names, in_order, level):
+                return _graph(names, in_order, level)
 
 
 def render(graph: SceneGraph) -> bytes:
-    """A scene as a PNG of 112 x 112 pixels; what is inside is drawn on top of what is around."""
+    """A scene as a PNG of 112 x 112 pixels; what is smaller is drawn on top of what is larger."""
     from PIL import Image, ImageDraw
 
     image = Image.new("RGB", (SIDE, SIDE), BACKGROUND)
@@ -124,6 +132,7 @@ def make_toy(
     num_heldout: int = 256,
     seed: int = 0,
     noise: ToyNoise | None = None,
+    level: Level = 1,
 ) -> None:
     """Write `train.parquet` and `heldout.parquet` in the layout of `docs/data.md`.
 
@@ -133,53 +142,21 @@ def make_toy(
         num_heldout: Scenes with held-out pairs; never noisy.
         seed: Other seeds give other scenes.
         noise: Errors put into the training annotations; the images stay right.
+        level: 2 has more shapes, occlusion and rare predicates.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for heldout, num_rows in ((False, num_train), (True, num_heldout)):
         split = "heldout" if heldout else "train"
         with parquet_writer(folder / f"{split}.parquet") as write:
             for index in range(num_rows):
-                graph = toy_scene(seed, index, heldout=heldout)
+                graph = toy_scene(seed, index, heldout=heldout, level=level)
                 image, image_id = render(graph), f"{split}-{seed}-{index}"
                 if noise is not None and not heldout:
                     graph = spoil(graph, noise, np.random.default_rng([seed, 2, index]))
                 write(graph_row(image_id, image, f"{image_id}.png", (SIDE, SIDE), graph))
 
 
-def _place(rng: Rng) -> list[Cells]:
-    """Boxes of two or three shapes that do not overlap, but for one that may lie inside another."""
-    num_shapes = int(rng.integers(2, 4))
-    while True:
-        boxes: list[Cells] = []
-        if rng.random() < CONTAINMENT_RATE:
-            outer = _square(rng, int(rng.integers(4, 6)))
-            room = outer[2] - outer[0] - 3
-            x, y = (side + int(rng.integers(1, room + 1)) for side in outer[:2])
-            boxes = [outer, (x, y, x + 2, y + 2)]
-        while len(boxes) < num_shapes:
-            boxes.append(_square(rng, int(rng.integers(2, 5))))
-        pairs = itertools.combinations(boxes, 2)
-        if all(not _overlap(*pair) or _contains(*pair) for pair in pairs):
-            return boxes
-
-
-def _square(rng: Rng, side: int) -> Cells:
-    x, y = (int(v) for v in rng.integers(0, CELLS - side + 1, size=2))
-    return x, y, x + side, y + side
-
-
-def _overlap(a: Cells, b: Cells) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
-def _contains(outer: tuple[float, ...], inner: tuple[float, ...]) -> bool:
-    """With a margin on every side."""
-    return (
-        outer[0] < inner[0] and outer[1] < inner[1] and outer[2] > inner[2] and outer[3] > inner[3]
-    )
-
-
-def _graph(names: list[str], boxes: list[Cells]) -> SceneGraph:
+def _graph(names: list[str], boxes: list[Cells], level: Level) -> SceneGraph:
     objects = tuple(
         SceneObject(
             id=f"{name}.{number}",
@@ -187,36 +164,28 @@ def _graph(names: list[str], boxes: list[Cells]) -> SceneGraph:
         )
         for number, (name, box) in enumerate(zip(names, boxes, strict=True), start=1)
     )
-    pairs = itertools.pairwise(objects)
-    return SceneGraph(objects=objects, relationships=tuple(_relate(a, b) for a, b in pairs))
+    relationships = []
+    for first, second in itertools.pairwise(range(len(boxes))):
+        predicate, forward = relation(boxes[first], boxes[second], level)
+        subject, other = (first, second) if forward else (second, first)
+        relationships.append(
+            Relationship(subject=objects[subject].id, predicate=predicate, object=objects[other].id)
+        )
+    return SceneGraph(objects=objects, relationships=tuple(relationships))
 
 
-def _relate(first: SceneObject, second: SceneObject) -> Relationship:
-    """Containment, else the direction in which the centres are further apart; sideways if equal."""
-    if _contains(first.bbox, second.bbox):
-        return Relationship(subject=second.id, predicate="inside", object=first.id)
-    if _contains(second.bbox, first.bbox):
-        return Relationship(subject=first.id, predicate="inside", object=second.id)
-    right = second.bbox[0] + second.bbox[2] - first.bbox[0] - first.bbox[2]
-    down = second.bbox[1] + second.bbox[3] - first.bbox[1] - first.bbox[3]
-    predicate = "left of" if right > 0 else "right of"
-    if abs(down) > abs(right):
-        predicate = "above"  # reading order: the first one is never below
-    return Relationship(subject=first.id, predicate=predicate, object=second.id)
-
-
-def _visible(graph: SceneGraph) -> bool:
-    """Whether no shape lies inside one of its own colour."""
+def _visible(names: list[str], boxes: list[Cells], level: Level) -> bool:
+    """Whether no shape lies inside one of its own colour, overlaps it, or on level 2 touches it."""
+    colours = [name.split()[0] for name in names]
     return not any(
-        _contains(a.bbox, b.bbox) and a.category.split()[0] == b.category.split()[0]
-        for a in graph.objects
-        for b in graph.objects
+        overlap(boxes[a], boxes[b]) or (level == 2 and touch(boxes[a], boxes[b]))
+        for a, b in itertools.combinations(range(len(boxes)), 2)
+        if colours[a] == colours[b]
     )
 
 
-def _has_heldout_pair(graph: SceneGraph) -> bool:
-    pairs = itertools.combinations((item.category for item in graph.objects), 2)
-    return any(is_heldout_pair(*pair) for pair in pairs)
+def _has_heldout_pair(names: list[str]) -> bool:
+    return any(is_heldout_pair(*pair) for pair in itertools.combinations(names, 2))
 
 
 def _spoil_object(item: SceneObject, noise: ToyNoise, rng: Rng) -> SceneObject:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
-from services.bundled import TOY_START, toy_start
+from services.bundled import TOY_MODELS, toy_start
 from services.run_folder import RunFolder
 from services.schemas.rewards import Notation, Task
 from services.settings.section import LocalPath, PathOrName, Section
@@ -39,7 +39,7 @@ class ModelSettings(Section):
     """The policy."""
 
     path: PathOrName
-    """A Hugging Face folder, a hub name, or `toy-start`, the demo's model."""
+    """A Hugging Face folder, a hub name, or `toy-start` or `toy-start-2`, the demo's models."""
     box_space: Literal["auto", "relative_1000", "pixels", "relative_1"] = "auto"
     """How the model writes boxes: `auto` as its family does (`docs/models.md`), `pixels` in pixels
     of the resized input."""
@@ -58,12 +58,12 @@ class ModelSettings(Section):
     @field_validator("path")
     @classmethod
     def _of_the_demo(cls, path: str) -> str:
-        return str(toy_start()) if path == TOY_START else path
+        return str(toy_start(path)) if path in TOY_MODELS else path
 
     @field_serializer("path", when_used="json")
     def _named(self, path: str) -> str:
-        """In files that another machine may read, where the demo's model is elsewhere."""
-        return TOY_START if path == str(toy_start()) else path
+        """In files that another machine may read, where the demo's models are elsewhere."""
+        return next((name for name in TOY_MODELS if path == str(toy_start(name))), path)
 
     @property
     def name(self) -> str:

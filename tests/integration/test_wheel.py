@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from services.bundled import TOY_MODELS
 from services.host.environment import child_environment
 from services.host.ports import free_port
 from tests.processes import OF_A_RANK, ROOT, wait_ready
@@ -114,7 +115,8 @@ def test_the_wheel_has_what_commands_read_and_nothing_else(wheel: Path) -> None:
     expected = files_in(*packages) - files_in(*TOOLS)
     assert files == expected | {f"services/bundle/{file}" for file in files_in(*BUNDLED)}
     assert {"deploy/slurm/job.sh.jinja", "deploy/slurm/sites/a100.toml"} <= files
-    assert "services/bundle/assets/toy-start/model.safetensors" in files
+    for name in TOY_MODELS:
+        assert f"services/bundle/assets/{name}/model.safetensors" in files
     assert not [name for name in files if FOREIGN.search(name)]
 
 

@@ -50,6 +50,9 @@ def make_toy(
     noisy: Annotated[
         bool, typer.Option("--noisy", help="Spoil the training annotations, as people do.")
     ] = False,
+    level: Annotated[
+        int, typer.Option(min=1, max=2, help="2: more shapes, occlusion, rare predicates.")
+    ] = 1,
 ) -> None:
     """Render toy-scenes into FOLDER.
 
@@ -59,7 +62,14 @@ def make_toy(
     from scene_data.toy.scenes import make_toy as write
 
     noise = ANNOTATOR_NOISE if noisy else None
-    write(folder, num_train=num_train, num_heldout=num_heldout, seed=seed, noise=noise)
+    write(
+        folder,
+        num_train=num_train,
+        num_heldout=num_heldout,
+        seed=seed,
+        noise=noise,
+        level=2 if level == 2 else 1,
+    )
     print(f"wrote {num_train} training and {num_heldout} held-out scenes to {folder}")
 
 

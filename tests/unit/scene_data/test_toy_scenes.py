@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from scene_data.dataset import open_dataset
+from scene_data.toy.layouts import KEPT, MAX_HIDDEN, PREDICATES
 from scene_data.toy.scenes import (
     BACKGROUND,
     CELL,
     COLOURS,
     NAMES,
-    PREDICATES,
     SIDE,
     ToyNoise,
     is_heldout_pair,
@@ -27,6 +27,8 @@ from scene_graph.graph import SceneGraph
 
 SCENES = [toy_scene(3, index, heldout=False) for index in range(300)]
 HELDOUT = [toy_scene(3, index, heldout=True) for index in range(100)]
+CROWDED = [toy_scene(3, index, heldout=False, level=2) for index in range(150)]
+CROWDED_HELDOUT = [toy_scene(3, index, heldout=True, level=2) for index in range(30)]
 PREDICATE_NOISE = ToyNoise(predicates=1.0)
 
 
@@ -46,24 +48,61 @@ def test_a_scene_is_a_function_of_seed_index_and_split() -> None:
 
 def test_heldout_pairs_are_only_in_heldout_scenes() -> None:
     assert sum(is_heldout_pair(a, b) for a, b in itertools.combinations(NAMES, 2)) == 10
-    assert not any(is_heldout_pair(a, b) for graph in SCENES for a, b in _pairs(graph))
-    assert all(any(is_heldout_pair(a, b) for a, b in _pairs(graph)) for graph in HELDOUT)
+    for scenes, heldout in ((SCENES, HELDOUT), (CROWDED, CROWDED_HELDOUT)):
+        assert not any(is_heldout_pair(a, b) for graph in scenes for a, b in _pairs(graph))
+        assert all(any(is_heldout_pair(a, b) for a, b in _pairs(graph)) for graph in heldout)
 
 
-def test_every_name_and_predicate_is_in_training() -> None:
-    assert {item.category for graph in SCENES for item in graph.objects} == set(NAMES)
-    assert {r.predicate for graph in SCENES for r in graph.relationships} == set(PREDICATES)
+@pytest.mark.parametrize(
+    ("scenes", "predicates"), [(SCENES, {*PREDICATES}), (CROWDED, {*PREDICATES, *KEPT})]
+)
+def test_every_name_and_predicate_is_in_training(
+    scenes: list[SceneGraph], predicates: set[str]
+) -> None:
+    assert {item.category for graph in scenes for item in graph.objects} == set(NAMES)
+    assert {r.predicate for graph in scenes for r in graph.relationships} == predicates
+
+
+def test_predicates_of_the_second_level_have_a_long_tail() -> None:
+    shares = Counter(r.predicate for graph in CROWDED for r in graph.relationships)
+    assert sum(shares[predicate] for predicate in ("left of", "right of")) > shares.total() / 2
+    for predicate in ("on", "attached to"):
+        assert 0 < shares[predicate] < 0.05 * shares.total()
+
+
+def test_the_second_level_has_three_to_five_shapes_about_equally_often() -> None:
+    sizes = Counter(len(graph.objects) for graph in CROWDED)
+    assert sizes.keys() == {3, 4, 5}
+    assert min(sizes.values()) > len(CROWDED) / 5
+
+
+def test_what_hides_a_part_of_a_shape_is_smaller_of_another_colour_and_alone() -> None:
+    hidden = 0
+    for graph in CROWDED + CROWDED_HELDOUT:
+        over: Counter[str] = Counter()
+        for a, b in itertools.combinations(graph.objects, 2):
+            low, high = np.maximum(a.bbox[:2], b.bbox[:2]), np.minimum(a.bbox[2:], b.bbox[2:])
+            if (low < high).all():
+                small, large = sorted((a, b), key=lambda item: item.bbox[2] - item.bbox[0])
+                side = large.bbox[2] - large.bbox[0]
+                assert small.bbox[2] - small.bbox[0] < side
+                assert (high - low).prod() <= MAX_HIDDEN * side**2
+                assert a.category.split()[0] != b.category.split()[0]
+                over[large.id] += 1
+        assert all(count == 1 for count in over.values())
+        hidden += len(over)
+    assert hidden > 30
 
 
 def test_boxes_lie_on_the_grid_inside_the_image() -> None:
-    boxes = np.array([item.bbox for graph in SCENES for item in graph.objects])
+    boxes = np.array([item.bbox for graph in SCENES + CROWDED for item in graph.objects])
     assert (boxes % CELL == 0).all()
     assert boxes.min() >= 0
     assert boxes.max() <= SIDE
 
 
 def test_relationships_are_geometrically_true() -> None:
-    for graph in SCENES + HELDOUT:
+    for graph in SCENES + HELDOUT + CROWDED + CROWDED_HELDOUT:
         box = {item.id: np.array(item.bbox) for item in graph.objects}
         assert len(graph.relationships) == len(graph.objects) - 1
         for r in graph.relationships:
@@ -74,6 +113,9 @@ def test_relationships_are_geometrically_true() -> None:
                 "left of": right >= abs(down),
                 "right of": -right >= abs(down),
                 "above": down > abs(right),
+                "in front of": (s[:2] < o[2:]).all() and (o[:2] < s[2:]).all(),
+                "on": s[3] == o[1] and s[0] < o[2] and o[0] < s[2],
+                "attached to": s[1] < o[3] and o[1] < s[3] and (s[0] == o[2] or s[2] == o[0]),
             }
             assert holds[r.predicate], (r, s, o)
 
@@ -89,7 +131,7 @@ def test_shapes_overlap_only_where_one_is_inside_the_other() -> None:
 
 
 def test_the_picture_shows_each_object_where_its_box_says() -> None:
-    for graph in SCENES[:50]:
+    for graph in SCENES[:50] + CROWDED[:50]:
         pixels = _pixels(graph)
         assert pixels.shape == (SIDE, SIDE, 3)
         covered = np.zeros((SIDE, SIDE), dtype=bool)
@@ -98,7 +140,7 @@ def test_the_picture_shows_each_object_where_its_box_says() -> None:
             colour = COLOURS[item.category.split()[0]]
             shown = (pixels[y1:y2, x1:x2] == colour).all(axis=-1)
             assert shown[-1].any() or shown[:, 0].any(), item
-            assert shown.any(axis=1).sum() >= CELL
+            assert shown.any(axis=1).sum() >= CELL, item
             covered[y1:y2, x1:x2] = True
         assert (pixels[~covered] == BACKGROUND).all()
 

@@ -182,12 +182,17 @@ def test_settings_that_ship_have_names(tmp_path: Path, monkeypatch: pytest.Monke
         load_settings(Path("configs/hardware/80gbx1.toml"), [], {})
 
 
-def test_the_model_of_the_demo_has_a_name_in_files_and_is_a_folder_here() -> None:
-    model = load_settings(Path("demo"), [], {}).model
-    assert (Path(model.path) / "config.json").is_file()
-    assert model.name == "toy-start"
-    text = dump_settings(load_settings(Path("demo"), [], {}))
-    assert 'path = "toy-start"' in text
+@pytest.mark.parametrize(("config", "name"), [("demo", "toy-start"), ("demo-2", "toy-start-2")])
+def test_the_model_of_a_demo_has_a_name_in_files_and_is_a_folder_here(
+    config: str, name: str
+) -> None:
+    settings = load_settings(Path(config), [], {})
+    assert (Path(settings.model.path) / "config.json").is_file()
+    assert settings.model.name == name
+    assert f'path = "{name}"' in dump_settings(settings)
+
+
+def test_a_folder_with_the_name_of_the_demos_model_is_not_it() -> None:
     assert load_settings(Path("demo"), ["model.path=own/toy-start"], {}).model.name == (
         "own/toy-start"
     )

@@ -1,5 +1,6 @@
 """The room that the transports through files need, on a file system that has no more."""
 
+import os
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from services.errors import ConflictError
 from services.schemas.weights import Version
 from services.settings import Settings
 from weight_sync.transports.disk import DiskSender
@@ -30,7 +32,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
     if mounted.returncode:
         pytest.skip("mounting a small file system takes root")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # senders stay open
 
 
 def transport(kind: type[FileSender], folder: Path) -> FileSender:
@@ -93,3 +95,22 @@ def test_a_full_disk_is_waited_for(small: Path, caplog: pytest.LogCaptureFixture
     writing.join()
     assert names(small) == ["1-0.safetensors", "1-1.safetensors"]
     assert "waiting up to 60 s" in caplog.text
+
+
+def test_another_run_of_the_name_on_this_host_is_refused_and_told_where(tmp_path: Path) -> None:
+    def sender(root: str) -> ShmSender:
+        run = {"root": str(tmp_path / root), "name": f"named-{os.getpid()}"}
+        settings = {"model": {"path": "m"}, "data": {"train": "d"}, "run": run}
+        return ShmSender(Settings.model_validate(settings))
+
+    first, other, again = sender("a"), sender("b"), sender("a")
+    write(first, 1)
+    with pytest.raises(ConflictError, match=rf"a run of this name goes on in {tmp_path}/a/named"):
+        write(other, 1)
+    write(again, 2, incarnation=2)  # a later trainer of the same run, while the first stands still
+    again.close()
+    first.close()
+    write(other, 1)
+    with pytest.raises(ConflictError, match=f"goes on in {tmp_path}/b/"):
+        write(first, 1)
+    other.close()
