@@ -39,7 +39,8 @@ class LineObject(msgspec.Struct, gc=False, omit_defaults=True):
     """Name, dot, number"""
     bbox: tuple[float, float, float, float] | None = None
     """x1, y1, x2, y2 in pixels of the image; None in lines of the task `cls` alone"""
-    score: Score = 1.0
+    score: Score | None = None
+    """None where nobody gave one: it counts as 1"""
 
 
 class LineRelationship(msgspec.Struct, gc=False, omit_defaults=True):
@@ -51,7 +52,8 @@ class LineRelationship(msgspec.Struct, gc=False, omit_defaults=True):
     subject: str
     predicate: str
     object: str
-    score: Score = 1.0
+    score: Score | None = None
+    """None where nobody gave one: it counts as 1"""
 
 
 class GraphLine(msgspec.Struct, kw_only=True, omit_defaults=True):
