@@ -85,7 +85,7 @@ class GraphLine(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Where it is the best of several answers: the mean natural log-probability of its tokens, 0 or
     less, in the distribution that they were sampled from"""
     unconstrained_status: str | None = None
-    """Where the graph was written under a JSON schema: the status of the free answer"""
+    """Where the graph was written under a grammar: the status of the free answer"""
     unconstrained_text: str | None = None
     image_sha256: str | None = None
     """SHA-256 of the picture's file that the model has seen"""

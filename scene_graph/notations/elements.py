@@ -4,7 +4,7 @@ What is found up to a place depends on nothing behind it, so that learning may g
 own part of a reward (`reward_service.credit`): a text that fails in the end has the elements that
 it had until then. Therefore only a text that begins with its answer, or with thinking that was
 asked for, has elements; and they end where JSON stops being plain: no escapes in its strings, no
-other keys, the keys in the order of `json_schema`.
+other keys, the keys in the order of `json_text.write`.
 """
 
 import re
@@ -13,8 +13,14 @@ from typing import Any, NamedTuple
 
 from scene_graph.cleaning import Task, clean_columns
 from scene_graph.graph import NORMAL_IDS, GraphColumns
-from scene_graph.notations.answer import Answer, Lists, NotationName, Span
-from scene_graph.notations.json_schema import MAX_OBJECTS, MAX_RELATIONSHIPS
+from scene_graph.notations.answer import (
+    MAX_OBJECTS,
+    MAX_RELATIONSHIPS,
+    Answer,
+    Lists,
+    NotationName,
+    Span,
+)
 from scene_graph.notations.notation import NOTATIONS
 
 
