@@ -93,10 +93,11 @@ def check_finite(logprobs: Iterable[float], output: CompletionOutput) -> None:
         return
     spans = output.weight_versions or []
     versions = " and ".join(dict.fromkeys(str(_number(span.version)) for span in spans))
+    policy = f"policy version {versions}" if versions else "the policy that is served now"
     raise EngineError(
-        f"policy version {versions or 'served now'} on this server gives log-probabilities that "
-        "are not finite (NaN or infinite): no prompt's fault; start the server again, and if that "
-        "does not help, the weights themselves are damaged"
+        f"{policy} on this server gives log-probabilities that are not finite (NaN or infinite): "
+        "no prompt's fault; start the server again, and if that does not help, the weights "
+        "themselves are damaged"
     )
 
 
