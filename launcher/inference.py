@@ -30,7 +30,7 @@ from launcher.views.inference import ProgressView, say_failed, summary
 from launcher.views.terminal import SafeConsole, Say, open_console, say_on
 from planning.preflight.folders import check_run_folder
 from planning.preflight.gpus import check_gpus
-from planning.preflight.inputs import checked_inference, checked_prediction
+from planning.preflight.inputs import checked_inference, checked_prediction, first_readable
 from planning.preflight.rows import is_of_the_hub
 from scene_data.dataset import open_dataset
 from scene_data.templates import check_instruction
@@ -118,9 +118,10 @@ def run_prediction(
         SggError: With what to do about it.
         KeyboardInterrupt: As `run_inference`.
     """
-    found = _find_servers(settings, folder, servers, own_server=own_server)
     dataset = picture_dataset(pictures)
-    settings = checked_prediction(settings, dataset, knows_model=found.knows_model)
+    sample = first_readable(dataset)  # of what cannot be read no server need hear
+    found = _find_servers(settings, folder, servers, own_server=own_server)
+    settings = checked_prediction(settings, sample, knows_model=found.knows_model)
     _begin_logs(settings, folder)
     progress = Progress(total=len(dataset))
     files = {dataset.image_id(index): path for index, path in enumerate(pictures)}
@@ -267,13 +268,19 @@ def _is_elsewhere(settings: Settings, urls: list[str]) -> bool:
     return served and model.box_space != "auto" and not Path(model.path).exists()
 
 
-def served_model(servers: Sequence[str]) -> str:
+def served_model(servers: Sequence[str], pictures: Sequence[Path]) -> str:
     """The model that the first of these servers serves.
 
+    Args:
+        servers: Their URLs.
+        pictures: That it is to be asked about; one at least has to be readable.
+
     Raises:
+        InvalidInputError: No picture can be read.
         SettingsError: A URL has a password, or the model is not to be found from here.
         UnavailableError: Nobody is there.
     """
+    first_readable(picture_dataset(pictures))
     _check_named(servers)
     url = next(filter(_is_there, servers))
 

@@ -1,12 +1,9 @@
 """Samples as the services' messages name them."""
 
-from typing import Any
-
 from scene_data.dataset import Sample
 from scene_data.templates import prompt_messages
 from scene_graph.boxes import BoxSpace, model_box_space
-from scene_graph.notations.compact import grammar
-from scene_graph.notations.json_schema import scene_graph_schema
+from scene_graph.notations.notation import answer_grammar
 from services.images import ImageHeader
 from services.models.families import model_family
 from services.schemas.common import ChatMessage, Sampling
@@ -60,7 +57,7 @@ def answer_sampling(
         evaluation: Temperature and the like.
         data: What is asked for, in which notation.
         seed: Of no meaning where the temperature is 0.
-        constrained: Under the schema or grammar of the task, which leaves no room for thinking.
+        constrained: Under the grammar of an answer without thinking, which no grammar would end.
         num_answers: More than one needs a temperature over 0.
     """
     return Sampling(
@@ -70,15 +67,8 @@ def answer_sampling(
         top_k=evaluation.top_k,
         max_tokens=evaluation.max_tokens,
         seed=seed if evaluation.temperature else None,
-        **(graph_constraint(data) if constrained else {}),
+        grammar=answer_grammar(data.notation, data.task) if constrained else None,
     )
-
-
-def graph_constraint(data: DataSettings) -> dict[str, Any]:
-    """What lets nothing but graphs of the run's task and notation be sampled."""
-    if data.notation == "compact":
-        return {"grammar": grammar(data.task)}
-    return {"json_schema": scene_graph_schema(data.task)}
 
 
 def reference_graph(sample: Sample) -> ReferenceGraph:

@@ -40,7 +40,7 @@ def predict(
         temperature: 0 is greedy. None, here and below: as the run's settings say.
         max_tokens: Of the answer.
         seed: The same gives the same graph on one server.
-        constrain: Whether to ask again under a JSON Schema.
+        constrain: Whether to ask again under a grammar.
 
     Returns:
         `graph` in pixels of the upright picture, `status` (anything but `ok` has an empty graph),

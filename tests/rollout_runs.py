@@ -13,6 +13,9 @@ from scene_data.messages import reference_graph
 from scene_data.templates import answer_text
 from scene_data.toy.scenes import make_toy
 from scene_graph.boxes import RELATIVE_1000
+from scene_graph.graph import Relationship, SceneGraph, SceneObject
+from scene_graph.notations.answer import NotationName
+from scene_graph.notations.notation import NOTATIONS
 from services.bundled import TOY_MODELS
 from services.run_folder.records import record_lines
 from services.schemas.common import ImageRef, Sampling
@@ -58,6 +61,7 @@ def write_run(
                 "train": str(folder / "data/train.parquet"),
                 "heldout": str(folder / "data/heldout.parquet"),
                 "template": "toy",
+                **more.pop("data", {}),
             },
             **more,
         }
@@ -72,9 +76,10 @@ def write_run(
             group(
                 samples[row],
                 row,
-                [_spoilt(samples[row], step, n, rate) for n in range(SIZE)],
+                [_spoilt(samples[row], step, n, rate, settings.data.notation) for n in range(SIZE)],
                 step,
                 rubric=settings.reward.rubric,
+                notation=settings.data.notation,
             )
             for row in range(num_groups)
         ]
@@ -122,6 +127,7 @@ def group(
     step: int,
     name: str = "",
     rubric: str | dict[str, Any] = "balanced",
+    notation: NotationName = "json",
 ) -> TrainGroup:
     """A group of answers to a toy scene, scored."""
     name = name or f"toys-e{step}-r{row}"
@@ -133,6 +139,7 @@ def group(
         box_space="relative_1000",
         reference=reference,
         completions=list(texts),
+        notation=notation,
     )
     rewards = make_scorer(rubric).score([asked])[0].rewards
     mean = sum(reward.total for reward in rewards) / len(rewards)
@@ -159,7 +166,9 @@ def group(
         ),
         rewards=rewards,
         advantages=[reward.total - mean for reward in rewards],
-        reference=GroupReference(image_size=size, box_space="relative_1000", graph=reference),
+        reference=GroupReference(
+            image_size=size, box_space="relative_1000", graph=reference, notation=notation
+        ),
     )
 
 
@@ -212,7 +221,9 @@ def _unused(samples: Sequence[Sample], num_groups: int) -> list[UnusedGroup]:
     ]
 
 
-def _spoilt(sample: Sample, step: int, number: int, rate: float) -> str:
+def _spoilt(
+    sample: Sample, step: int, number: int, rate: float, notation: NotationName = "json"
+) -> str:
     """The right answer, of which each part is wrong at `rate`."""
     rng = random.Random(f"{sample.image_id} {step} {number}")
     text = answer_text(sample.graph, RELATIVE_1000, width=sample.width, height=sample.height)
@@ -229,4 +240,9 @@ def _spoilt(sample: Sample, step: int, number: int, rate: float) -> str:
     if rng.random() < rate:
         value["objects"].append({"id": "blue ghost.1", "bbox": [30, 40, 300, 360]})
         value["objects"].append({"id": "bad.1", "bbox": [9, 9, 9, 9]})
-    return f"<answer>{json.dumps(value)}</answer>"
+    if notation == "json":
+        return f"<answer>{json.dumps(value)}</answer>"
+    objects = [SceneObject(id=o["id"], bbox=tuple(o["bbox"])) for o in value["objects"]]
+    edges = [Relationship(**edge) for edge in value["relationships"]]
+    graph = SceneGraph(objects=tuple(objects), relationships=tuple(edges))
+    return f"<answer>\n{NOTATIONS[notation].write(graph, 'sgg')}\n</answer>"

@@ -129,7 +129,7 @@ class Inference:
         return samples[index].image_id if isinstance(samples, list) else samples.image_id(index)
 
     async def _answered(self, sample: Sample) -> GraphLine:
-        """The free answer, and then, where that is wanted, one under the schema."""
+        """The free answer, and then, where that is wanted, one under the grammar."""
         free = await self._ask(sample, constrained=False)
         constrain = self._settings.evaluation.constrain
         if constrain == "never" or (constrain == "failures" and free.status == "ok"):

@@ -23,8 +23,8 @@ def rollout_request(
     Args:
         settings: The run's.
         sample: The image.
-        constrained: Under the JSON Schema of the task, which leaves no room for thinking: it is not
-            asked for then.
+        constrained: Under the grammar of an answer; thinking, which it would not end, is not asked
+            for then.
 
     Raises:
         TooLargeError: No request takes the picture.

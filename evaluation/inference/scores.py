@@ -6,8 +6,8 @@ arXiv 2109.10852, does the same): a box that is a pixel off is another text, and
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 
 from evaluation.reading.lines import GraphLine, LineObject, LineRelationship
 from scene_graph.boxes import BoxSpace
@@ -87,7 +87,7 @@ def _probability(answer: Completion, span: Span, *, box: bool) -> float:
 
 
 def _tokens(answer: Completion, span: Span) -> Iterator[tuple[str, float]]:
-    ends = pairwise([0, *(answer.token_ends or ())])
-    for (start, end), logprob in zip(ends, answer.rollout_logprobs, strict=True):
-        if span[0] < end <= span[1]:
-            yield answer.text[start:end], logprob
+    ends = answer.token_ends or ()
+    for place in range(*(bisect_right(ends, bound) for bound in span)):
+        start = ends[place - 1] if place else 0
+        yield answer.text[start : ends[place]], answer.rollout_logprobs[place]

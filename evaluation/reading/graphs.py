@@ -86,9 +86,10 @@ def _sort(graph: ImageGraph) -> None:
 
 
 def _scores(items: Sequence[Any]) -> list[float]:
-    """Empty where all are 1."""
-    scores = [item.score for item in items]
-    return scores if any(score != 1.0 for score in scores) else []
+    """Empty where none has one; else 1 for those without."""
+    if all(item.score is None for item in items):
+        return []
+    return [1.0 if item.score is None else item.score for item in items]
 
 
 def _in_range(objects: Sequence[LineObject], place: Place) -> list[LineObject]:

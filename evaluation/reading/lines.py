@@ -39,7 +39,8 @@ class LineObject(msgspec.Struct, gc=False, omit_defaults=True):
     """Name, dot, number"""
     bbox: tuple[float, float, float, float] | None = None
     """x1, y1, x2, y2 in pixels of the image; None in lines of the task `cls` alone"""
-    score: Score = 1.0
+    score: Score | None = None
+    """None where nobody gave one: it counts as 1"""
 
 
 class LineRelationship(msgspec.Struct, gc=False, omit_defaults=True):
@@ -51,7 +52,8 @@ class LineRelationship(msgspec.Struct, gc=False, omit_defaults=True):
     subject: str
     predicate: str
     object: str
-    score: Score = 1.0
+    score: Score | None = None
+    """None where nobody gave one: it counts as 1"""
 
 
 class GraphLine(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -83,7 +85,7 @@ class GraphLine(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Where it is the best of several answers: the mean natural log-probability of its tokens, 0 or
     less, in the distribution that they were sampled from"""
     unconstrained_status: str | None = None
-    """Where the graph was written under a JSON schema: the status of the free answer"""
+    """Where the graph was written under a grammar: the status of the free answer"""
     unconstrained_text: str | None = None
     image_sha256: str | None = None
     """SHA-256 of the picture's file that the model has seen"""

@@ -5,10 +5,9 @@ from typing import Any
 
 _CONSTRAINED = {
     "never": "No answer was constrained.",
-    "failures": "An image whose free answer had no graph was asked about again under the JSON "
-    "Schema of a scene graph.",
-    "all": "After its free answer each image was asked about again under the JSON Schema of a "
-    "scene graph.",
+    "failures": "An image whose free answer had no graph was asked about again under the "
+    "grammar of an answer.",
+    "all": "After its free answer each image was asked about again under the grammar of an answer.",
 }
 
 

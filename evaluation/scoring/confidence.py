@@ -33,9 +33,9 @@ def confidences(predicted: GraphTable, hits: StrictResult, task: Task) -> dict[s
     """
     scores, factors = triplet_scores(predicted), (predicted.scores, predicted.relation_scores)
     found = {}
-    if np.any(scores != 1):
+    if len(scores) and (predicted.objects_have_scores or predicted.relations_have_scores):
         found["triplets"] = confidence(scores, hits.predicted_relation_hits, factors)
-    if task != "cls" and np.any(predicted.scores != 1):
+    if task != "cls" and predicted.objects_have_scores:
         found["objects"] = confidence(predicted.scores, hits.predicted_object_hits)
     return found
 

@@ -82,30 +82,34 @@ def checked_inference(
     return _accepted(settings, results, knows_model=knows_model)
 
 
-def checked_prediction(
-    settings: Settings, pictures: SceneDataset, *, knows_model: bool = True
-) -> Settings:
-    """As `checked`, before pictures are asked about, of which one at least can be read.
+def checked_prediction(settings: Settings, sample: Sample, *, knows_model: bool = True) -> Settings:
+    """As `checked`, before pictures are asked about.
 
     Args:
         settings: The run's settings.
-        pictures: As `evaluation.inference.predict.picture_dataset` gives them.
+        sample: The `first_readable` of them.
         knows_model: As `checked_inference`.
 
     Raises:
         SettingsError: With all that is wrong.
-        InvalidInputError: No picture can be read.
     """
     results, lengths = _model_and_lengths(settings, knows_model=knows_model, fetch=True)
     refuse(results)
-    sample = _first_readable(pictures)
     source = Source(setting="the pictures", name="", answer="evaluation")
     if all(result.state == "ok" for result in results):
         results += prompt_checks(source, {sample.image_id: sample}, settings, lengths)
     return _accepted(settings, results, knows_model=knows_model)
 
 
-def _first_readable(pictures: SceneDataset) -> Sample:
+def first_readable(pictures: SceneDataset) -> Sample:
+    """The first picture that can be read.
+
+    Args:
+        pictures: As `evaluation.inference.predict.picture_dataset` gives them.
+
+    Raises:
+        InvalidInputError: None can; it says why, for twenty at most.
+    """
     faults = []
     for index in range(len(pictures)):
         try:

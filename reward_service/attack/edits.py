@@ -15,7 +15,7 @@ from math import prod
 from reward_service.attack.honest import Box, jittered
 from reward_service.attack.prior import Prior
 from scene_graph.graph import Relationship, SceneGraph, SceneObject
-from scene_graph.notations.json_schema import MAX_OBJECTS, MAX_RELATIONSHIPS
+from scene_graph.notations.answer import MAX_OBJECTS, MAX_RELATIONSHIPS
 
 Edit = Callable[[SceneGraph, Prior], SceneGraph]
 Policy = tuple[str, ...]

@@ -97,7 +97,7 @@ class SceneGraphRoutes:
     async def _graph(
         self, image: ImageRef | InlineImage | bytes, options: SceneGraphOptions
     ) -> ImageGraph:
-        """Reads the free answer or, where that is wanted, one under the schema."""
+        """Reads the free answer or, where that is wanted, one under the grammar."""
         data = image if isinstance(image, bytes) else await self._bytes_of(image)
         async with self._decoding:
             question = await asyncio.to_thread(PictureQuestion.about, self._settings, data)

@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from math import prod
 from typing import Any
 
-from scene_graph.cleaning import TASK_LISTS
 from scene_graph.json_limits import json_shape
-from scene_graph.notations import compact
 from scene_graph.notations.json_schema import scene_graph_schema
+from scene_graph.notations.notation import ANSWER_GRAMMARS
 from services.errors import InvalidInputError
 from services.models.grammar_library import grammar_library
 from services.schemas.common import Sampling
@@ -43,10 +42,10 @@ def constraint_of(sampling: Sampling) -> dict[str, str]:
             f"{library}: install the same release for both"
         )
     if sampling.grammar is not None:
-        if sampling.grammar not in map(compact.grammar, TASK_LISTS):
+        if sampling.grammar not in ANSWER_GRAMMARS:
             raise InvalidInputError(
-                "grammar: only those of the compact notation are served, as this release writes "
-                "them (scene_graph.notations.compact.grammar); for other text use json_schema"
+                "grammar: only those of answers are served, as this release writes them "
+                "(scene_graph.notations.notation.answer_grammar); for other text use json_schema"
             )
         return {"grammar": sampling.grammar}
     if sampling.json_schema is None:

@@ -11,9 +11,11 @@ from vllm.entrypoints.openai.models.protocol import BaseModelPath
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.lora.request import LoRARequest
+from vllm.outputs import RequestOutput
 from vllm.renderers.online_renderer import OnlineRenderer
 
 from rollout_service.vllm.lora import lora_request
+from rollout_service.vllm.sampling import check_finite
 from services.errors import EngineError, InvalidInputError, NotFoundError, SggError
 from services.schemas.chat import ChatRequest
 from services.settings import Settings
@@ -28,6 +30,30 @@ class PolicyChat(OpenAIServingChat):  # type: ignore[misc]
         """The policy itself may be an adapter, which vLLM's handler does not know."""
         named = request.model in self.settings.rollout.adapters
         return lora_request(self.settings, request.model if named else None)
+
+    async def chat_completion_full_generator(
+        self,
+        request: ChatCompletionRequest,
+        results: AsyncIterator[RequestOutput],
+        *rest: Any,
+        **options: Any,
+    ) -> Any:
+        """A whole answer: without numbers that no JSON has."""
+        return await super().chat_completion_full_generator(
+            request, finite_results(results), *rest, **options
+        )
+
+    def chat_completion_stream_generator(
+        self,
+        request: ChatCompletionRequest,
+        results: AsyncIterator[RequestOutput],
+        *rest: Any,
+        **options: Any,
+    ) -> Any:
+        """The events of an answer: the same."""
+        return super().chat_completion_stream_generator(
+            request, finite_results(results), *rest, **options
+        )
 
 
 class VllmChat:
@@ -89,6 +115,19 @@ class VllmChat:
         if isinstance(answer, ErrorResponse):
             raise _error(answer)
         return answer if isinstance(answer, AsyncIterator) else dict(answer.model_dump())
+
+
+async def finite_results(results: AsyncIterator[RequestOutput]) -> AsyncIterator[RequestOutput]:
+    """Results as they come.
+
+    Raises:
+        EngineError: The log-probabilities that were asked for are not finite.
+    """
+    async for result in results:
+        for output in result.outputs:
+            steps = zip(output.token_ids, output.logprobs or (), strict=False)
+            check_finite((step[token].logprob for token, step in steps), output)
+        yield result
 
 
 def _messages(request: ChatRequest, images: Sequence[Image.Image]) -> list[dict[str, Any]]:

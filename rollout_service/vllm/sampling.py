@@ -1,6 +1,7 @@
 """Between this project's messages and vLLM's: sampling parameters, completions, errors."""
 
 import math
+from collections.abc import Iterable
 
 from transformers import PreTrainedTokenizerFast
 from vllm import SamplingParams
@@ -67,13 +68,7 @@ def completion(
         VersionSpan(policy_version=_number(span.version), start=span.start, end=span.end)
         for span in output.weight_versions or []
     ]
-    if not all(map(math.isfinite, logprobs)):
-        versions = " and ".join(str(span.policy_version) for span in spans) or "unknown"
-        raise EngineError(
-            f"policy version {versions} on this server gives log-probabilities that are not finite "
-            "(NaN or infinite): no prompt's fault; start the server again, and if that does not "
-            "help, the weights themselves are damaged"
-        )
+    check_finite(logprobs, output)
     # A stop string is cut off the text; its tokens stay, for they were sampled.
     text = output.text if sampling.stop else tokenizer.decode(token_ids, skip_special_tokens=True)
     ends = token_ends(tokenizer.backend_tokenizer, token_ids, text) if sampling.token_ends else None
@@ -84,6 +79,25 @@ def completion(
         finish_reason=output.finish_reason,
         policy_versions=spans,
         token_ends=ends,
+    )
+
+
+def check_finite(logprobs: Iterable[float], output: CompletionOutput) -> None:
+    """See that sampled tokens have log-probabilities.
+
+    Raises:
+        EngineError: A weight of the policy is damaged, or vLLM's arithmetic; it names the version,
+            which vLLM says of a whole answer.
+    """
+    if all(map(math.isfinite, logprobs)):
+        return
+    spans = output.weight_versions or []
+    versions = " and ".join(dict.fromkeys(str(_number(span.version)) for span in spans))
+    policy = f"policy version {versions}" if versions else "the policy that is served now"
+    raise EngineError(
+        f"{policy} on this server gives log-probabilities that are not finite (NaN or infinite): "
+        "no prompt's fault; start the server again, and if that does not help, the weights "
+        "themselves are damaged"
     )
 
 

@@ -27,7 +27,7 @@ class ImageGraph:
     boxes: list[float] = field(default_factory=list)
     """[4N] x1, y1, x2, y2 in pixels of the image, or in another unit that `size` is in"""
     scores: list[float] = field(default_factory=list)
-    """[N], or empty: then all are 1, as a language model gives none"""
+    """[N], or empty where nobody gave any, as a language model does not: then all count as 1"""
     subjects: list[int] = field(default_factory=list)
     """[E] index among the N objects"""
     predicates: list[str] = field(default_factory=list)
@@ -35,7 +35,7 @@ class ImageGraph:
     objects: list[int] = field(default_factory=list)
     """[E]"""
     relation_scores: list[float] = field(default_factory=list)
-    """[E], or empty: then all are 1"""
+    """[E], or empty as `scores`"""
     size: tuple[float, float] = (1.0, 1.0)
     """Width and height of the image in the boxes' unit: 1 and 1 where they are fractions; the
     same in prediction and reference"""
@@ -69,6 +69,10 @@ class GraphTable:
     """[E]"""
     relation_scores: Floats
     """[E] of the relation alone, without its objects'"""
+    objects_have_scores: bool
+    """Whether an image's objects came with scores; else all of `scores` are 1"""
+    relations_have_scores: bool
+    """Likewise"""
 
     @property
     def triplets(self) -> tuple[Indices, Indices, Indices]:
@@ -134,6 +138,8 @@ def _table(graphs: Sequence[ImageGraph], names: list[str], predicates: list[str]
         relation_scores=_floats(
             s for g in graphs for s in g.relation_scores or [1.0] * len(g.predicates)
         ),
+        objects_have_scores=any(g.scores for g in graphs),
+        relations_have_scores=any(g.relation_scores for g in graphs),
     )
 
 

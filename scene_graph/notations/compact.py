@@ -21,8 +21,15 @@ from typing import Any, NamedTuple
 
 from scene_graph.cleaning import TASK_LISTS, Task
 from scene_graph.graph import Relationship, SceneGraph, SceneObject
-from scene_graph.notations.answer import Answer, Lists, Status
-from scene_graph.notations.json_schema import MAX_OBJECTS, MAX_RELATIONSHIPS
+from scene_graph.notations.answer import (
+    COORDINATE,
+    MAX_OBJECTS,
+    MAX_RELATIONSHIPS,
+    Answer,
+    Lists,
+    Status,
+    pattern_rule,
+)
 
 EXAMPLES = {"objects": "A man 100 200 300 400", "relationships": "A riding B"}
 """A line of each list, for messages"""
@@ -159,24 +166,20 @@ def number_of(label: str) -> int:
 
 
 def grammar(task: Task) -> str:
-    """The EBNF of the notation, for samplers that write nothing else: each sentence is read whole.
-
-    As of JSON's schema: everything is bounded, a box may still be inverted, and a label unknown.
-    """
-    box = "" if task == "cls" else '" " number " " number " " number " " number '
-    rules = [
-        f'object ::= label " " name {box}"\\n"',
-        "label ::= [A-Z] [A-Z]?",
-        'name ::= word (" " word){0,4}',
-        "word ::= [A-Za-z] [A-Za-z0-9'-]{0,19}",
-    ]
-    root = f'"objects\\n" object{{0,{MAX_OBJECTS}}}'
-    if task != "cls":
-        rules.append('number ::= ("0" | [1-9] [0-9]{0,4}) ("." [0-9]{1,3})?')
+    """As `Notation.grammar`; a label may be unknown."""
+    box = "" if task == "cls" else f" {COORDINATE}" * 4
+    lists = f'"\\nobjects\\n" object{{0,{MAX_OBJECTS}}}'
+    rules = [pattern_rule("object", rf"{_PLAIN_LABEL} {_PLAIN_NAME}{box}\n")]
     if task != "det":
-        rules.append('relationship ::= label " " name " " label "\\n"')
-        root += f' "relationships\\n" relationship{{0,{MAX_RELATIONSHIPS}}}'
-    return "\n".join([f'root ::= {root} "end"', *rules]) + "\n"
+        lists += f' "relationships\\n" relationship{{0,{MAX_RELATIONSHIPS}}}'
+        line = rf"{_PLAIN_LABEL} {_PLAIN_NAME} {_PLAIN_LABEL}\n"
+        rules.append(pattern_rule("relationship", line))
+    return "\n".join([f'graph ::= {lists} "end\\n"', *rules])
+
+
+_PLAIN_LABEL = "[A-Z]{1,2}"
+_PLAIN_WORD = "[A-Za-z][A-Za-z0-9'-]{0,19}"
+_PLAIN_NAME = f"{_PLAIN_WORD}( {_PLAIN_WORD}){{0,4}}"
 
 
 def _lines(text: str) -> Iterator[Line]:

@@ -4,17 +4,23 @@ What is found up to a place depends on nothing behind it, so that learning may g
 own part of a reward (`reward_service.credit`): a text that fails in the end has the elements that
 it had until then. Therefore only a text that begins with its answer, or with thinking that was
 asked for, has elements; and they end where JSON stops being plain: no escapes in its strings, no
-other keys, the keys in the order of `json_schema`.
+other keys, the keys in the order of `json_text.write`.
 """
 
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from scene_graph.cleaning import TASK_LISTS, Task, clean_columns
+from scene_graph.cleaning import Task, clean_columns
 from scene_graph.graph import NORMAL_IDS, GraphColumns
-from scene_graph.notations.answer import Answer, Lists, NotationName, Span
-from scene_graph.notations.json_schema import MAX_OBJECTS, MAX_RELATIONSHIPS
+from scene_graph.notations.answer import (
+    MAX_OBJECTS,
+    MAX_RELATIONSHIPS,
+    Answer,
+    Lists,
+    NotationName,
+    Span,
+)
 from scene_graph.notations.notation import NOTATIONS
 
 
@@ -112,11 +118,13 @@ _NEXT_KEY = re.compile(_plain(' ] , "relationships" : [ '))
 
 def _scan_json(text: str, start: int, task: Task) -> _Scan | None:
     at, objects, relationships = start, list[Span](), list[Span]()
-    opened = _FIRST_KEY[TASK_LISTS[task][0]].match(text, start)
-    if opened and task != "cls":
+    opened = _FIRST_KEY["objects"].match(text, start)
+    if opened:
         objects = _json_entries(text, opened.end(), _OBJECT, MAX_OBJECTS)
         at = objects[-1][1] if objects else opened.end()
         opened = _NEXT_KEY.match(text, at)
+    elif task == "cls":  # which a policy that knows `sgg` answers as that
+        opened = _FIRST_KEY["relationships"].match(text, start)
     if opened and task != "det":
         relationships = _json_entries(text, opened.end(), _RELATIONSHIP, MAX_RELATIONSHIPS)
     if relationships:

@@ -1,4 +1,4 @@
-"""The JSON Schema of a task's answer, for samplers that write nothing else.
+"""The JSON Schema of a scene graph, for requests that ask for JSON alone.
 
 It allows what `scene_graph.parsing` reads as a graph without a malformed part. Everything is
 bounded, so that a sampler comes to an end.
@@ -6,10 +6,7 @@ bounded, so that a sampler comes to an end.
 
 from typing import Any
 
-from scene_graph.cleaning import TASK_LISTS, Task
-
-MAX_OBJECTS = 100
-MAX_RELATIONSHIPS = 200
+from scene_graph.notations.answer import MAX_OBJECTS, MAX_RELATIONSHIPS
 
 _LABEL = "[A-Za-z][A-Za-z0-9 '-]{0,39}"
 _ID = {"type": "string", "pattern": rf"^{_LABEL}\.[1-9][0-9]{{0,2}}$"}
@@ -24,21 +21,19 @@ _COORDINATE = {
 _BOX = {"type": "array", "items": _COORDINATE, "minItems": 4, "maxItems": 4}
 
 
-def scene_graph_schema(task: Task = "sgg") -> dict[str, Any]:
+def scene_graph_schema() -> dict[str, Any]:
     """Schema of `{"objects": [...], "relationships": [...]}`, keys in this order.
 
     A box may still be inverted, and a relationship may name an object that is not there: no schema
     can say that.
-
-    Args:
-        task: `det` has the first list alone, `cls` the second.
     """
     relationship = {"subject": _ID, "predicate": _PREDICATE, "object": _ID}
-    lists = {
-        "objects": _list(_record({"id": _ID, "bbox": _BOX}), MAX_OBJECTS),
-        "relationships": _list(_record(relationship), MAX_RELATIONSHIPS),
-    }
-    return _record({name: lists[name] for name in TASK_LISTS[task]})
+    return _record(
+        {
+            "objects": _list(_record({"id": _ID, "bbox": _BOX}), MAX_OBJECTS),
+            "relationships": _list(_record(relationship), MAX_RELATIONSHIPS),
+        }
+    )
 
 
 def _record(properties: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,14 @@ import msgspec
 from scene_graph.cleaning import TASK_LISTS, Task, read_object, read_relationship
 from scene_graph.graph import SceneGraph
 from scene_graph.json_limits import json_shape
-from scene_graph.notations.answer import Answer, Lists
+from scene_graph.notations.answer import (
+    COORDINATE,
+    MAX_OBJECTS,
+    MAX_RELATIONSHIPS,
+    Answer,
+    Lists,
+    pattern_rule,
+)
 
 
 def write(graph: SceneGraph, task: Task) -> str:
@@ -23,6 +30,31 @@ def write(graph: SceneGraph, task: Task) -> str:
     }
     payload = {name: lists[name] for name in TASK_LISTS[task]}
     return json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
+
+
+def grammar(task: Task) -> str:
+    """As `Notation.grammar`; a relationship may name an object that is not there."""
+    lists = {
+        "objects": f'object ("," object){{0,{MAX_OBJECTS - 1}}}',
+        "relationships": f'relationship ("," relationship){{0,{MAX_RELATIONSHIPS - 1}}}',
+    }
+    wanted = ' "," '.join(rf'"\"{name}\":[" ({lists[name]})? "]"' for name in TASK_LISTS[task])
+    rules = [
+        f'graph ::= "{{" {wanted} "}}"',
+        pattern_rule("id", rf"{_NAME}\.[1-9][0-9]{{0,2}}"),
+    ]
+    if task != "cls":
+        box = ' "," '.join(["number"] * 4)
+        rules.append(rf'object ::= "{{\"id\":\"" id "\",\"bbox\":[" {box} "]}}"')
+        rules.append(pattern_rule("number", COORDINATE))
+    if task != "det":
+        ends = r'id "\",\"predicate\":\"" name "\",\"object\":\"" id'
+        rules.append(rf'relationship ::= "{{\"subject\":\"" {ends} "\"}}"')
+        rules.append(pattern_rule("name", _NAME))
+    return "\n".join(rules)
+
+
+_NAME = "[A-Za-z][A-Za-z0-9 '-]{0,39}"
 
 
 def read(answer: Answer, task: Task) -> Lists:

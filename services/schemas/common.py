@@ -85,12 +85,13 @@ class Sampling(Message):
     """Never sampled: image placeholders, which would shift the features of the trainer's forward
     pass."""
     json_schema: Literal["scene_graph"] | dict[str, Any] | None = None
-    """Only text that fits this JSON Schema is sampled: a scene graph's, or one of your own."""
+    """Only JSON that fits this JSON Schema is sampled, without tags or thinking: a scene graph's,
+    or one of your own."""
     grammar: str | None = Field(
         default=None, max_length=10_000, exclude_if=lambda text: text is None
     )
-    """Only text of this EBNF is sampled: a graph in the compact notation
-    (`scene_graph.notations.compact.grammar`). Servers take no other grammar."""
+    """Only text of this EBNF is sampled: a graph in the tags of an answer
+    (`scene_graph.notations.notation.answer_grammar`). Servers take no other grammar."""
     grammar_library: str | None = Field(
         default=None, max_length=200, exclude_if=lambda text: text is None
     )

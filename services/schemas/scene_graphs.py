@@ -31,7 +31,7 @@ class SceneGraphOptions(_Described):
     seed: int | None = Field(default=None, ge=0, lt=2**53)
     """The same seed and weights give the same graphs on one server."""
     constrain: Literal["never", "failures", "all"] | None = None
-    """Ask again under the JSON Schema of the run's task: where the free answer has no graph, or for
+    """Ask again under the grammar of the run's answers: where the free answer has no graph, or for
     every image. Null: as with `temperature`."""
     adapter: Name | None = None
     """A LoRA adapter of the server's settings to sample with, instead of the policy alone."""

@@ -20,11 +20,6 @@ def check_grpo(settings: Settings) -> None:
         SettingsError: With the fields and what to set.
     """
     check_shared_gpus(settings)
-    if settings.sampling.constrain and settings.data.thinking:
-        raise SettingsError(
-            "sampling.constrain and data.thinking: a grammar leaves no room for thinking; set one "
-            "of them to false"
-        )
     lora = settings.lora
     if (lora.rank > 0) != settings.weights.traits.adapter_alone:
         raise SettingsError(

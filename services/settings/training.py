@@ -21,8 +21,8 @@ class SamplingSettings(Section):
     max_tokens: int = Field(default=1024, ge=1)
     """Length at which a completion is cut."""
     constrain: bool = False
-    """Sample nothing but graphs of the run's task and notation, by its JSON Schema or grammar; the
-    trainer replays the same masks (`docs/training.md`). There is no room for thinking or tags."""
+    """Sample nothing but answers of the run's task and notation, tags and thinking included, by a
+    grammar; the trainer replays the same masks (`docs/training.md`)."""
 
 
 class AlgorithmSettings(Section):
@@ -332,8 +332,8 @@ class EvaluationSettings(Section):
     """Give objects and relationships the probability of their tokens as a score, which
     `sgg-rl evaluate` ranks by."""
     constrain: Literal["never", "failures", "all"] = "never"
-    """Ask again under the JSON Schema of a scene graph: where the free answer has no graph, or for
-    every image. The free answer always comes first, and its status is kept."""
+    """Ask again under the grammar of an answer: where the free answer has no graph, or for every
+    image. The free answer always comes first, and its status is kept."""
 
     @property
     def num_answers(self) -> int:

@@ -78,7 +78,7 @@ def test_sampled_answers_follow_seed_and_image(
     assert texts(once) != texts(infer(rollout_server, data, tmp_path / "greedy"))
 
 
-def test_the_schema_mends_what_failed_and_the_free_failure_stays_known(
+def test_the_grammar_mends_what_failed_and_the_free_failure_stays_known(
     rollout_server: RunningServer, data: Path, tmp_path: Path
 ) -> None:
     """Hot enough that many free answers are no graphs."""
@@ -91,13 +91,13 @@ def test_the_schema_mends_what_failed_and_the_free_failure_stays_known(
     for line, before in zip(lines, free, strict=True):
         if "unconstrained_status" in line:
             assert line["unconstrained_text"] == before["text"]
-            assert line["text"].startswith('{"objects":')
+            assert line["text"].startswith('<answer>{"objects":')
             assert line.get("status") is None or line["finish_reason"] == "length"
         else:
             assert line["text"] == before["text"]
 
 
-def test_thinking_is_asked_for_and_never_under_the_schema(
+def test_thinking_is_asked_for_and_never_under_the_grammar(
     rollout_server: RunningServer, data: Path, tmp_path: Path
 ) -> None:
     plain = infer(rollout_server, data, tmp_path / "plain", first=4, constrain="all")

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,16 +12,15 @@ import pytest
 import torch
 
 from rollout_service.vllm.json_schema import MAX_SCHEMA_COST
-from scene_data.messages import graph_constraint
 from scene_graph.boxes import RELATIVE_1000
 from scene_graph.notations.answer import NotationName
+from scene_graph.notations.notation import answer_grammar
 from scene_graph.parsing import parse_completion
 from services.errors import EngineError, InvalidInputError
 from services.http.clients.rollout import RolloutClient
 from services.models.grammar_library import grammar_library
 from services.schemas.common import Sampling
 from services.schemas.rollouts import RolloutResponse
-from services.settings import DataSettings
 from tests.e2e.conftest import RunningServer, needs_gpus, server_here
 from tests.e2e.oracle import SUPPRESSED, TOLERANCE, Oracle, picture, request
 from tests.live_servers import LiveServer
@@ -134,7 +133,7 @@ async def test_a_replayed_grammar_gives_the_sampler_s_log_probabilities(
     server: Server, notation: NotationName
 ) -> None:
     """As the trainer scores, with transformers' logits: within 5e-5, the end of the text too."""
-    asked = graph_constraint(DataSettings(train="unused", notation=notation))
+    asked: dict[str, Any] = {"grammar": answer_grammar(notation, "sgg")}
     oracle = Oracle(server.settings)
     tokenizer = oracle.processor.tokenizer
     suppressed = placeholder_ids(tokenizer)
@@ -216,3 +215,19 @@ def test_numbers_that_are_not_finite_are_the_policys_fault(logprob: float) -> No
     with pytest.raises(EngineError, match="policy version 3 on this server gives log-prob") as seen:
         completion(output, Sampling(), lambda *_, **__: "!!")
     assert sampling_error(seen.value) is seen.value
+
+
+@pytest.mark.parametrize(("version", "named"), [("3", "policy version 3 on"), (None, "served now")])
+async def test_a_chat_has_no_numbers_that_are_not_finite(version: str | None, named: str) -> None:
+    """JSON has none. Of a stream's parts vLLM does not say the version."""
+    from rollout_service.vllm.openai import finite_results
+
+    async def results(logprob: float) -> AsyncIterator[Any]:
+        spans = version and [SimpleNamespace(version=version, start=0, end=1)]
+        steps = [{7: SimpleNamespace(logprob=logprob), 8: SimpleNamespace(logprob=-math.inf)}]
+        output = SimpleNamespace(token_ids=[7], logprobs=steps, weight_versions=spans)
+        yield SimpleNamespace(outputs=[output])
+
+    assert len([one async for one in finite_results(results(-0.5))]) == 1
+    with pytest.raises(EngineError, match=named):
+        await anext(finite_results(results(math.nan)))

@@ -1,11 +1,10 @@
 """Which tokens the sampler could draw, one after the other: its grammar, replayed.
 
-Under a schema or grammar vLLM allows, at each token, only what may follow. The masks are a function
+Under a grammar vLLM allows, at each token, only what may follow. The masks are a function
 of the grammar's text and the tokens so far, so they need not be sent: the same library makes them
 again, a few microseconds a token. Few of them are distinct.
 """
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -14,7 +13,6 @@ import numpy as np
 import torch
 
 from services.errors import InvalidInputError
-from services.models.grammar_library import JSON_OPTIONS
 from services.schemas.common import Sampling
 from services.schemas.rollouts import Completion
 from trainer.algorithms.logprobs import AllowedTokens
@@ -77,12 +75,10 @@ class MaskReplay:
         return found
 
     def _grammar(self, sampling: Sampling) -> Any:
-        text = sampling.grammar or json.dumps(sampling.json_schema)
+        text = sampling.grammar
+        assert text is not None  # as `trainer.collection.prompts` asks
         if text not in self._compiled:
-            compile_ = self._compiler.compile_grammar
-            if sampling.grammar is None:
-                compile_ = self._compiler.compile_json_schema
-            self._compiled[text] = compile_(text, **({} if sampling.grammar else JSON_OPTIONS))
+            self._compiled[text] = self._compiler.compile_grammar(text)
         return self._compiled[text]
 
     @cached_property

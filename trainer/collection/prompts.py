@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from scene_data.dataset import SceneDataset
-from scene_data.messages import box_space, graph_constraint, image_messages
+from scene_data.messages import box_space, image_messages
 from scene_data.sampler import EpochSampler, group_id
+from scene_graph.notations.notation import answer_grammar
 from services.images import ImageStore
 from services.models.grammar_library import grammar_library
 from services.schemas.common import ImageRef, Sampling
@@ -100,8 +101,9 @@ def _constraint(settings: Settings) -> dict[str, Any]:
     """What a prompt says of the grammar to sample under; its text, so that it stays what it is."""
     if not settings.sampling.constrain:
         return {}
+    data = settings.data
     return {
-        **graph_constraint(settings.data),
+        "grammar": answer_grammar(data.notation, data.task, thinking=data.thinking),
         "grammar_library": grammar_library(),
         "accept_renormalised": True,
     }

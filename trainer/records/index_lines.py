@@ -3,10 +3,11 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from statistics import fmean, pstdev
 
 from scene_graph.graph import NORMAL_IDS
+from scene_graph.notations.answer import NotationName
 from services.run_folder.index_line import IndexLine
 from services.run_folder.records import RolloutRecord
 from trainer.types import UnusedGroup
@@ -19,6 +20,9 @@ _TEXT_CHARACTERS = 20_000
 _REASON_CHARACTERS = 300
 _NAME = re.compile(r'"(id|subject|object|predicate)"\s*:\s*"([^"\\\n]*(?:\\.[^"\\\n]*)*)"')
 
+_COMPACT_EDGE = re.compile(r"[A-Z]{1,4} +(.+) +[A-Z]{1,4}")
+_COMPACT_OBJECT = re.compile(r"[A-Z]{1,4} +([^ 0-9-].*?)(?: +-?[0-9][0-9.]*)*")
+
 
 def index_line(record: RolloutRecord, file: str, offset: int, length: int) -> IndexLine:
     """The line of a record.
@@ -30,7 +34,9 @@ def index_line(record: RolloutRecord, file: str, offset: int, length: int) -> In
         length: Bytes of the record.
     """
     completions = record.rollout.completions
-    predicates, objects = sampled_names(completion.text for completion in completions)
+    notation = record.reference.notation if record.reference else "json"
+    texts = [completion.text for completion in completions]
+    predicates, objects = sampled_names(texts, notation)
     spans = (span for completion in completions for span in completion.policy_versions)
     images = record.prompt.images if record.prompt else []
     return IndexLine(
@@ -66,21 +72,37 @@ def line_without_answers(unused: UnusedGroup, step: int) -> IndexLine:
     )
 
 
-def sampled_names(texts: Iterable[str]) -> tuple[list[str], list[str]]:
+def sampled_names(
+    texts: Iterable[str], notation: NotationName = "json"
+) -> tuple[list[str], list[str]]:
     """Predicates and names of objects that answers have, whether or not they are well-formed.
 
     Normalised, the most frequent ones first, `MAX_NAMES` of each.
+
+    Args:
+        texts: The answers.
+        notation: That they should be written in.
     """
     predicates: Counter[str] = Counter()
     objects: Counter[str] = Counter()
     answers = "\n".join(text[:_TEXT_CHARACTERS] for text in texts)
-    for (key, written), count in Counter(_NAME.findall(answers)).items():
+    found = _NAME.findall(answers) if notation == "json" else _compact_names(answers)
+    for (key, written), count in Counter(found).items():
         normal, category = NORMAL_IDS[_unescaped(written)]
         if key == "predicate":
             predicates[normal[:_NAME_CHARACTERS]] += count
         else:
             objects[category[:_NAME_CHARACTERS]] += count
     return _most(predicates), _most(objects)
+
+
+def _compact_names(answers: str) -> Iterator[tuple[str, str]]:
+    """As `_NAME` finds them."""
+    for line in map(str.strip, answers.splitlines()):
+        if found := _COMPACT_EDGE.fullmatch(line):
+            yield "predicate", found[1].strip('"')
+        elif found := _COMPACT_OBJECT.fullmatch(line):
+            yield "id", found[1].strip('"')
 
 
 def _most(names: Counter[str]) -> list[str]:

@@ -54,7 +54,7 @@ Scores = Annotated[
 MaxTokens = Annotated[int | None, typer.Option(help="Of one answer.")]
 Constrain = Annotated[
     Literal["never", "failures", "all"] | None,
-    typer.Option(metavar="WHOM", help="Asked again under a JSON Schema: never, failures or all."),
+    typer.Option(metavar="WHOM", help="Asked again under a grammar: never, failures or all."),
 ]
 
 

@@ -67,7 +67,7 @@ def predict(
 
     found = find_pictures(named(pictures), but=output)
     if server and model is None and not config:
-        model = served_model(server)
+        model = served_model(server, found)
     settings = inference_settings(
         model,
         config,

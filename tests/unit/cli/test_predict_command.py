@@ -15,7 +15,7 @@ from services.errors import InvalidInputError, SettingsError, UnavailableError
 from services.host.ports import free_port
 from services.run_folder import trained_model
 from services.settings import Settings
-from tests.raw_annotations import put
+from tests.raw_annotations import picture, put
 
 ASKED_AGAIN = "The same command then asks about these alone."
 
@@ -88,7 +88,8 @@ def test_what_is_wrong_is_said_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    put(Path("a.jpg"), b"no picture")
+    put(Path("a.jpg"), picture())
+    put(Path("bad.jpg"), b"no picture")
     Path("empty").mkdir()
     nobody = f"http://127.0.0.1:{free_port()}"
     fake = ("--set", "rollout.engine=fake", "--set", "model.box_space=relative_1")
@@ -100,7 +101,10 @@ def test_what_is_wrong_is_said_before_anything_starts(
         (SettingsError, "needs a temperature", ["a.jpg", "--model", "m", "--best-of", "2"]),
         (SettingsError, "there is no m", ["a.jpg", "--model", "m"]),
         (SettingsError, "cannot be written", ["a.jpg", "--model", "m", "-o", "/proc/x"]),
-        (InvalidInputError, "a.jpg: not an image of the formats", ["a.jpg", "--model", "m", *fake]),
+        (InvalidInputError, "bad.jpg: not an image of", ["bad.jpg", "--model", "m", *fake]),
+        (InvalidInputError, "bad.jpg: not an image of", ["bad.jpg", "--server", nobody]),
+        (InvalidInputError, "gone.jpg: .*No such file", ["gone.jpg", "--server", nobody]),
+        (InvalidInputError, "bad.jpg: not", ["bad.jpg", "--server", nobody, "--model", "m"]),
     ):
         with pytest.raises(error, match=said):
             run(*arguments)

@@ -98,6 +98,18 @@ def test_an_opened_group_has_its_graphs_text_tokens_and_reasons(client: TestClie
     assert "aria-current" in page
 
 
+def test_a_run_in_the_compact_notation_is_found_and_drawn(tmp_path: Path) -> None:
+    write_run(tmp_path, num_steps=1, num_groups=2, data={"notation": "compact"})
+    with TestClient(create_console(tmp_path / "runs"), base_url="http://127.0.0.1") as client:
+        listed = client.get("/runs/toys/rollouts?object=blue+ghost&state=trained").text
+        assert names(listed)
+        page = client.get(f"/runs/toys/rollouts/{names(listed)[0]}?step=0&completion=1").text
+    (data,) = re.findall(r'data-graphs="([^"]+)"', page)
+    assert json.loads(unescape(data))["graphs"]["completion"]["objects"]
+    marked = re.findall(r'<mark class="[^"]*"[^>]*>([^<]*)<', page)
+    assert any(re.fullmatch(r"[A-Z] [a-z ]+( [0-9]+){4}\s*", unescape(text)) for text in marked)
+
+
 def test_a_picture_over_time(client: TestClient) -> None:
     listed = client.get("/runs/toys/rollouts?step_to=0&sort=oldest").text
     url = re.findall(r'href="([^"]+/over-time)"', listed)[0]

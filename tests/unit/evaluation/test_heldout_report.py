@@ -122,7 +122,7 @@ def test_while_a_run_trains_the_last_version_stands_beside_the_first(settings: S
             {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "best_of": 4, "constrain": "failures"},
             "The model answered by sampling (temperature 0.7, top-p 0.9, top-k 5, the likeliest of "
             "4 answers). An image whose free answer had no graph was asked about again under the "
-            "JSON Schema of a scene graph.",
+            "grammar of an answer.",
         ),
         ({"policy_version": 7, "servers": ["http://a"]}, "Version 7 answered, on 1 server."),
     ],

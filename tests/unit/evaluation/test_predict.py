@@ -127,7 +127,7 @@ def test_scores_and_a_consensus_come_from_a_server(server: LiveServer, tmp_path:
     scores = [item.score for line in lines for item in line.objects]
     scores += [edge.score for line in lines for edge in line.relationships]
     assert len(scores) > 4
-    assert all(0 < score < 1 for score in scores)
+    assert all(score is not None and 0 < score < 1 for score in scores)
     lines, _ = predicted(server, tmp_path / "agreed", pictures, consensus=4, temperature=1.0)
     assert all(line.text is None and line.status == "ok" for line in lines)
     shares = {item.score for line in lines for item in line.objects}

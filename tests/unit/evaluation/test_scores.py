@@ -15,6 +15,7 @@ from evaluation.reading.lines import GraphLine
 from evaluation.reading.predictions import read_predictions
 from evaluation.reading.problems import Problems
 from evaluation.reading.references import read_references
+from evaluation.result import Confidence
 from evaluation.scoring.evaluate import Options, evaluate
 from scene_data.dataset import Sample
 from scene_graph.graph import SceneGraph
@@ -49,7 +50,7 @@ def answer(*tokens: str | tuple[str, float]) -> Completion:
     )
 
 
-def line_of(completion: Completion, run: Settings) -> GraphLine:
+def line_of(completion: Completion, run: Settings, times: int = 1) -> GraphLine:
     sample = Sample(
         image_id="7",
         image_bytes=b"",
@@ -57,10 +58,20 @@ def line_of(completion: Completion, run: Settings) -> GraphLine:
         height=SIZE,
         graph=SceneGraph(objects=(), relationships=()),
     )
-    return answers_line(run, sample, [completion])
+    return answers_line(run, sample, [completion] * times)
 
 
-def scores_of(line: GraphLine) -> Mapping[str, float]:
+def confidence_of(predictions: bytes, truth: bytes, folder: Path) -> Mapping[str, Confidence]:
+    """What evaluation says of the scores of lines."""
+    (folder / "predictions.jsonl").write_bytes(predictions)
+    (folder / "truth.jsonl").write_bytes(truth)
+    problems = Problems()
+    references = read_references(str(folder / "truth.jsonl"), problems)
+    found = read_predictions(folder / "predictions.jsonl", references, problems)
+    return evaluate(found, references, problems, Options(split="made up")).confidence
+
+
+def scores_of(line: GraphLine) -> Mapping[str, float | None]:
     named = {item.id: item.score for item in line.objects}
     return named | {edge.predicate: edge.score for edge in line.relationships}
 
@@ -108,7 +119,33 @@ def test_triplets_of_names_have_scores_and_their_ends_have_none() -> None:
     edge = answer(
         *('{"relationships":[{"subject":"man","predicate":"', ("on", 0.5), '","object":"horse"}]}')
     )
-    assert scores_of(line_of(edge, settings(task="cls"))) == {"man": 1, "horse": 1, "on": 0.5}
+    expected = {"man": None, "horse": None, "on": 0.5}
+    assert scores_of(line_of(edge, settings(task="cls"))) == expected
+    with_objects = answer(
+        *('{"objects":[{"id":"', ("man", 0.1), '","bbox":[1,2,30,40]}],', '"relationships":['),
+        *('{"subject":"man","predicate":"', ("on", 0.5), '","object":"horse"},'),
+        *('{"subject":"man","predicate":"', ("near", 0.25), '","object":"horse"}]}'),
+    )
+    found = scores_of(line_of(with_objects, settings(task="cls")))
+    assert found == pytest.approx({"man": None, "horse": None, "on": 0.5, "near": 0.25})
+
+
+def test_answers_that_all_agree_are_scored_and_evaluated_so(tmp_path: Path) -> None:
+    graph = (
+        '{"objects":[{"id":"man.1","bbox":[1,2,30,40]},{"id":"horse.2","bbox":[5,6,70,80]}],'
+        '"relationships":[{"subject":"man.1","predicate":"on","object":"horse.2"}]}'
+    )
+    run = settings().changed(evaluation={"scores": False, "consensus": 2, "temperature": 1.0})
+    agreed = msgspec.json.encode(line_of(answer(graph), run, times=2))
+    assert agreed.count(b'"score":1.0') == 3
+    assert b"score" not in msgspec.json.encode(
+        line_of(answer(graph), settings().changed(evaluation={"scores": False}))
+    )
+    confidence = confidence_of(agreed, agreed, tmp_path)
+    assert {kind: found.calibration_error for kind, found in confidence.items()} == {
+        "triplets": 0,
+        "objects": 0,
+    }
 
 
 def test_a_server_of_an_earlier_release_is_named() -> None:
@@ -142,12 +179,8 @@ def test_a_model_that_knows_how_the_world_is_made_is_calibrated(tmp_path: Path) 
         boxes = json.loads(objects + "]}")["objects"]
         sizes = {"image_id": str(image), "width": SIZE, "height": SIZE}
         references.append(json.dumps(sizes | {"objects": boxes, "relationships": true_edges}))
-    (tmp_path / "predictions.jsonl").write_bytes(b"\n".join(predictions))
-    (tmp_path / "truth.jsonl").write_text("\n".join(references))
-    problems = Problems()
-    truth = read_references(str(tmp_path / "truth.jsonl"), problems)
-    found = read_predictions(tmp_path / "predictions.jsonl", truth, problems)
-    triplets = evaluate(found, truth, problems, Options(split="made up")).confidence["triplets"]
+    truth = "\n".join(references).encode()
+    triplets = confidence_of(b"\n".join(predictions), truth, tmp_path)["triplets"]
     assert triplets.num_predicted == 12_000
     assert triplets.calibration_error is not None
     assert triplets.calibration_error < 0.02

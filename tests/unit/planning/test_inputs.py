@@ -221,10 +221,6 @@ BROKEN: dict[str, tuple[Break, str]] = {
         changed(rollout={"max_model_len": 2048}, evaluation={"max_tokens": 2040}),
         r"heldout.parquet, row \d: .*evaluation.max_tokens = 2040 make",
     ),
-    "a grammar and thinking": (
-        changed(sampling={"constrain": True}, data={"thinking": True}),
-        "sampling.constrain and data.thinking: a grammar leaves no room",
-    ),
     "two settings": (changed(lora={"rank": 8}), "lora.rank = 8 and weights.transport"),
     "a rubric": (changed(reward={"rubric": "nice"}), "reward.rubric: .*nice"),
 }

@@ -16,7 +16,7 @@ from reward_service.attack.search import MIN_F1_LOSS, Findings, attack
 from reward_service.own_terms import load_own_terms
 from reward_service.scoring import RewardScorer, make_scorer
 from scene_graph.graph import SceneGraph, SceneObject
-from scene_graph.notations.json_schema import MAX_OBJECTS, MAX_RELATIONSHIPS
+from scene_graph.notations.answer import MAX_OBJECTS, MAX_RELATIONSHIPS
 from scene_graph.similarity import ExactSimilarity, TableSimilarity
 from services.errors import InvalidInputError
 from services.images import decode_image

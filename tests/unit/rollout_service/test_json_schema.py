@@ -1,6 +1,9 @@
-"""Schemas that would cost the engine too much are refused before any library reads them."""
+"""Grammars of answers; schemas that would cost the engine too much are refused unread."""
 
 import json
+import random
+import re
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,13 +20,16 @@ from rollout_service.vllm.json_schema import (
 from scene_data.templates import answer_text
 from scene_data.toy.scenes import SIDE, toy_scene
 from scene_graph.boxes import RELATIVE_1, RELATIVE_1000, BoxSpace
-from scene_graph.cleaning import Task
-from scene_graph.notations import compact
+from scene_graph.cleaning import TASK_LISTS, Task
+from scene_graph.notations.answer import NotationName
 from scene_graph.notations.json_schema import scene_graph_schema
-from scene_graph.parsing import find_answer
+from scene_graph.notations.notation import NOTATIONS, answer_grammar
+from scene_graph.parsing import find_answer, parse_completion
 from services.errors import InvalidInputError
 from services.models.grammar_library import grammar_library
 from services.schemas.common import Sampling
+
+MAN = {"id": "man.1", "bbox": [0, 0, 10, 20]}
 
 
 def test_a_schema_of_one_s_own() -> None:
@@ -43,48 +49,107 @@ def test_the_named_schema_is_within_the_limits() -> None:
     assert constraint_of(Sampling()) == {}
 
 
-@pytest.mark.parametrize("task", ["sgg", "det", "cls"])
-def test_the_grammar_of_the_compact_notation_is_what_we_teach_and_nothing_that_is_dropped(
-    task: Task,
+@pytest.mark.parametrize("thinking", [False, True])
+@pytest.mark.parametrize("notation", NOTATIONS)
+@pytest.mark.parametrize("task", TASK_LISTS)
+def test_the_grammar_of_an_answer_is_what_we_teach(
+    task: Task, notation: NotationName, thinking: bool
 ) -> None:
-    text = compact.grammar(task)
+    text = answer_grammar(notation, task, thinking=thinking)
     assert constraint_of(Sampling(grammar=text)) == {"grammar": text}
     grammar = Grammar.from_ebnf(text)
     for space in (RELATIVE_1000, RELATIVE_1, BoxSpace.pixels(640, 480)):
         for index in range(5):
             graph = toy_scene(3, index, heldout=False)
-            taught = answer_text(
-                graph, space, width=SIDE, height=SIDE, task=task, notation="compact"
-            )
-            assert _is_grammar_accept_string(grammar, find_answer(taught).text)
+            write = partial(answer_text, graph, space, width=SIDE, height=SIDE, task=task)
+            taught = write(notation=notation, thinking="A man,\nand é." if thinking else None)
+            assert _is_grammar_accept_string(grammar, taught)
+            parsed = parse_completion(taught, space, task=task, notation=notation)
+            assert (parsed.status, parsed.dropped) == ("ok", {})
+            assert (parsed.has_think_tags, parsed.has_answer_tags) == (thinking, True)
+            other = write(notation=notation, thinking=None if thinking else "A man.")
+            assert not _is_grammar_accept_string(grammar, other)
+            assert not _is_grammar_accept_string(grammar, find_answer(taught).text)
+
+
+@pytest.mark.parametrize("task", TASK_LISTS)
+def test_the_grammar_of_the_compact_notation_has_nothing_that_is_dropped(task: Task) -> None:
+    grammar = Grammar.from_ebnf(answer_grammar("compact", task))
+
+    def accepts(*lines: str) -> bool:
+        return _is_grammar_accept_string(grammar, "\n".join(["<answer>", *lines, "</answer>"]))
+
     man, horse = ("A man", "B horse") if task == "cls" else ("A man 1 2 30 40", "B horse 1 2 3 4")
-    edges = "" if task == "det" else "relationships\nA sitting on B\n"
-    assert _is_grammar_accept_string(grammar, f"objects\n{man}\n{horse}\n{edges}end")
-    bad: tuple[str, ...] = (
-        "",
-        f"objects\n{man}",
-        f"objects\n{man}\nend\n{edges}",
-        f"{man}\n{edges}end",
-    )
-    lines = (
-        "man 1 2 3 4",
-        "A man 1 2 3",
-        "A man 1 2 3 4 5",
-        "A 5 1 2 3 4",
-        "A  man 1 2 3 4",
-        "A B",
+    edges = () if task == "det" else ("relationships", "A sitting on B")
+    assert accepts("objects", man, horse, *edges, "end")
+    assert accepts("objects", *edges[:1], "end")
+    bad: tuple[tuple[str, ...], ...] = (
+        (),
+        ("objects", man),
+        ("objects", man, "end", *edges) if edges else ("objects", man, "", "end"),
+        (man, *edges, "end"),
     )
     if task != "cls":
-        bad += tuple(f"objects\n{line}\n{edges}end" for line in lines)
+        wrong = "man 1 2 3 4", "A man 1 2 3", "A man 1 2 3 4 5", "A 5 1 2 3 4", "A  man 1 2 3 4"
+        bad += tuple(("objects", line, *edges, "end") for line in (*wrong, "A B", "A m%n 1 2 3 4"))
     for refused in bad:
-        assert not _is_grammar_accept_string(grammar, refused)
+        assert not accepts(*refused)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"objects": []},
+        {"objects": [], "relationships": [], "more": 1},
+        {"objects": [{**MAN, "bbox": [0, 0, 10]}], "relationships": []},
+        {"objects": [{**MAN, "bbox": [0, 0, 10, -1]}], "relationships": []},
+        {"objects": [{**MAN, "bbox": [0, 0, 10, 100000]}], "relationships": []},
+        {"objects": [{**MAN, "id": "man"}], "relationships": []},
+        {"objects": [{**MAN, "id": ".1"}], "relationships": []},
+        {"objects": [MAN] * 101, "relationships": []},
+        {"objects": [MAN], "relationships": [{"subject": "man.1", "object": "man.1"}]},
+    ],
+)
+def test_the_grammar_of_json_has_nothing_that_is_dropped(value: Any) -> None:
+    grammar = Grammar.from_ebnf(answer_grammar("json", "sgg"))
+    text = json.dumps(value, separators=(",", ":"))
+    assert not _is_grammar_accept_string(grammar, f"<answer>{text}</answer>")
+
+
+@pytest.mark.parametrize("name", ["id", "number", "name", "object", "relationship"])
+def test_patterns_mean_to_the_library_what_they_mean_to_python(name: str) -> None:
+    """Not every pattern does: `(a|b)(c)?` reads `ab` with xgrammar 0.2.8."""
+    rules = "\n".join(answer_grammar(notation, "sgg") for notation in NOTATIONS)
+    (pattern,) = re.findall(rf"^{name} ::= Regex\((.*)\)$", rules, re.MULTILINE)
+    grammar, pattern = Grammar.from_ebnf(f"root ::= Regex({pattern})"), json.loads(pattern)
+    rng, accepted = random.Random(0), 0
+    texts = [
+        "12345",
+        "0.125",
+        "man's hat",
+        "t-shirt",
+        "man.1",
+        "traffic light.23",
+        "a" * 40 + ".999",
+        "x" * 41,
+    ]
+    texts += ["AB man on horse 1 2 30.5 40\n", "A a b c d e f 0 0 9 1\n", "A sitting on B\n"]
+    for _ in range(400):
+        text = list(rng.choice(texts))
+        for _ in range(rng.randrange(3)):
+            place = rng.randrange(len(text))
+            text[place : place + rng.randrange(2)] = rng.choice("0129. aAbZ'-\n%")
+        expected = re.fullmatch(pattern, "".join(text)) is not None
+        assert _is_grammar_accept_string(grammar, "".join(text)) == expected, text
+        accepted += expected
+    assert accepted > 10
 
 
 def test_another_grammar_is_not_served() -> None:
-    with pytest.raises(InvalidInputError, match=r"only those of the compact notation"):
+    with pytest.raises(InvalidInputError, match=r"only those of answers"):
         constraint_of(Sampling(grammar='root ::= ("a"{1,9999}){1,9999}'))
     with pytest.raises(ValidationError, match="two constraints"):
-        Sampling(grammar=compact.grammar("sgg"), json_schema="scene_graph")
+        Sampling(grammar=answer_grammar("compact", "sgg"), json_schema="scene_graph")
 
 
 def nested(depth: int) -> dict[str, Any]:

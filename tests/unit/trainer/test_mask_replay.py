@@ -6,19 +6,17 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from scene_data.messages import graph_constraint
 from scene_data.templates import answer_text
 from scene_data.toy.scenes import SIDE, toy_scene
 from scene_graph.boxes import RELATIVE_1000
 from scene_graph.notations.answer import NotationName
-from scene_graph.parsing import find_answer
+from scene_graph.notations.notation import answer_grammar
 from services.bundled import toy_start
 from services.errors import InvalidInputError
 from services.schemas.common import Sampling
 from services.schemas.groups import TrainGroup
 from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import Completion
-from services.settings import DataSettings
 from tests.train_groups import completion, train_group
 from trainer.batches.batch import micro_batch, prepare_group
 from trainer.batches.images import ImageFeatures
@@ -40,13 +38,13 @@ def replay(tokenizer: Any) -> MaskReplay:
 
 
 def sampling(notation: NotationName) -> Sampling:
-    return Sampling(**graph_constraint(DataSettings(train="unused", notation=notation)))
+    return Sampling(grammar=answer_grammar(notation, "sgg"))
 
 
 def answer(tokenizer: Any, notation: NotationName, index: int = 0) -> Completion:
     graph = toy_scene(0, index, heldout=False)
     text = answer_text(graph, RELATIVE_1000, width=SIDE, height=SIDE, notation=notation)
-    return completion([*tokenizer.encode(find_answer(text).text), tokenizer.eos_token_id])
+    return completion([*tokenizer.encode(text), tokenizer.eos_token_id])
 
 
 @pytest.mark.parametrize("notation", NOTATIONS)
@@ -72,11 +70,11 @@ def test_tokens_of_another_grammar_are_refused(
 ) -> None:
     asked = sampling(notation)
     other = answer(tokenizer, "json" if notation == "compact" else "compact")
-    with pytest.raises(InvalidInputError, match=r"token 0 of .* does not fit the grammar"):
+    with pytest.raises(InvalidInputError, match=r"token [01] of .* does not fit the grammar"):
         replay.masks(asked, other)
     written = answer(tokenizer, notation)
-    cut = {"token_ids": written.token_ids[:9], "finish_reason": "length"}
-    assert len(replay.masks(asked, written.model_copy(update=cut))) == 9
+    cut = {"token_ids": written.token_ids[:20], "finish_reason": "length"}
+    assert len(replay.masks(asked, written.model_copy(update=cut))) == 20
     for update in (cut | {"finish_reason": "stop"}, {"finish_reason": "length"}):
         with pytest.raises(InvalidInputError, match="other stop tokens"):
             replay.masks(asked, written.model_copy(update=update))

@@ -354,6 +354,18 @@ def test_names_of_a_line_are_bounded() -> None:
     assert max(map(len, objects)) == 40
 
 
+def test_names_are_found_in_the_compact_notation() -> None:
+    answers = [
+        '<answer>\nobjects\nA Wine_Glass 1 2 3 4\nB "route 66" 0 0 9 9\nC dog 1 2\nrelationships\n'
+        "A on_top of B\nend\n</answer>",
+        "objects\nA wine glass\nB dog\nAA u.s. flag.7\nrelationships\nA near AA\nB on to",  # cut
+    ]
+    predicates, objects = sampled_names(answers, "compact")
+    assert predicates == ["on top of", "near"]
+    assert objects == ["wine glass", "dog", "route 66", "u", "on to"]
+    assert sampled_names(answers) == ([], [])
+
+
 def test_groups_that_were_not_trained_on_are_kept_and_cut_with_their_step(tmp_path: Path) -> None:
     records, folder = RunRecords(settings(tmp_path, keep_rollouts=2), 0), tmp_path / "run"
     records.cut_to(0)

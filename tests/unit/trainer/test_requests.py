@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from scene_data.dataset import Sample, UnusableRowError
-from scene_data.messages import graph_constraint
 from scene_data.sampler import EpochSampler
+from scene_graph.notations.answer import NotationName
+from scene_graph.notations.notation import answer_grammar
 from services.models.grammar_library import grammar_library
 from services.redis.client import connect
 from services.redis.keys import PROMPT_LANES
@@ -118,17 +119,19 @@ async def test_rows_with_broken_annotations_end_no_run(settings: Settings) -> No
     requests.close()
 
 
-@pytest.mark.parametrize(("notation", "field"), [("json", "json_schema"), ("compact", "grammar")])
+@pytest.mark.parametrize("thinking", [False, True])
+@pytest.mark.parametrize("notation", ["json", "compact"])
 def test_a_prompt_has_the_grammar_that_its_answers_are_sampled_under(
-    settings: Settings, notation: str, field: str
+    settings: Settings, notation: NotationName, thinking: bool
 ) -> None:
     rows = Rows([noise_sample(random.Random(i)) for i in range(ROWS)])
     plain, _ = PromptSource(settings, rows, [7]).prompt(0)  # type: ignore[arg-type]
     assert not plain.sampling.renormalises
-    wanted = settings.changed(sampling={"constrain": True}, data={"notation": notation})
+    data = {"notation": notation, "thinking": thinking}
+    wanted = settings.changed(sampling={"constrain": True}, data=data)
     prompt, source = PromptSource(wanted, rows, [7]).prompt(0)  # type: ignore[arg-type]
     assert source.reference.notation == notation
     sampling = PromptGroup.model_validate_json(prompt.model_dump_json()).sampling
     assert sampling.accept_renormalised
     assert sampling.grammar_library == grammar_library()
-    assert getattr(sampling, field) == graph_constraint(wanted.data)[field]
+    assert sampling.grammar == answer_grammar(notation, "sgg", thinking=thinking)
