@@ -178,7 +178,8 @@ async def test_kept_tokens_give_the_sampler_s_log_probabilities(
     """As the trainer scores, over the tokens that the sampler says; greedy answers beside them."""
     oracle = Oracle(server.settings)
     suppressed = placeholder_ids(oracle.processor.tokenizer)
-    options = {"temperature": 0.8, "max_tokens": 60, "suppress_token_ids": suppressed} | asked
+    options: dict[str, Any] = {"temperature": 0.8, "max_tokens": 60} | asked
+    options["suppress_token_ids"] = suppressed
     wanted = request(picture(75), n=8, seed=4, kept_tokens=True, **options)
     greedy = request(picture(75), temperature=0, max_tokens=60)
     async with RolloutClient(server.url) as client:
