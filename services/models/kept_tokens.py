@@ -17,7 +17,8 @@ from services.errors import InvalidInputError
 from services.schemas.common import MAX_KEPT_TOKENS
 
 TIES = 4
-"""As many more than `top_k` may be kept, where they are exactly as likely as the last of them."""
+"""More than `top_k` are kept where they are exactly as likely as the last of these: 3 at most, so
+that a fourth place, without a probability, shows that there are no others."""
 WIDTH = MAX_KEPT_TOKENS + TIES
 
 Ids = NDArray[np.int64]
