@@ -7,7 +7,6 @@ at most 61 bytes for each token of an answer, where a list of numbers has 125.
 """
 
 import base64
-import binascii
 import zlib
 
 import numpy as np
@@ -50,7 +49,7 @@ def unpack_kept(text: str, num_tokens: int) -> Ids:
     most = num_tokens * (1 + 4 * WIDTH)
     try:
         found = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), most + 1)
-    except (binascii.Error, zlib.error) as error:
+    except (ValueError, zlib.error) as error:
         raise InvalidInputError(f"kept_tokens cannot be read: {error}") from error
     counts = np.frombuffer(found[:num_tokens], dtype=np.uint8).astype(np.int64)
     planes = np.frombuffer(found[num_tokens:], dtype=np.uint8)

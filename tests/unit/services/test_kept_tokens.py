@@ -42,6 +42,7 @@ def packed(content: bytes) -> str:
     ("text", "message"),
     [
         ("no base64", "cannot be read"),
+        ("kein Schlüssel", "cannot be read"),
         (base64.b64encode(b"no zlib").decode(), "cannot be read"),
         (packed(b"\1\1"), "is not of 2 tokens"),
         (packed(bytes([1, 2]) + bytes(8)), "is not of 2 tokens"),
