@@ -34,7 +34,12 @@ from rollout_service.vllm.gpu_memory import server_memory
 from rollout_service.vllm.lora import lora_args, lora_request, write_initial_adapter
 from rollout_service.vllm.openai import VllmChat
 from rollout_service.vllm.pictures import Pictures
-from rollout_service.vllm.sampling import completion, sampling_error, sampling_params
+from rollout_service.vllm.sampling import (
+    MAX_LOGPROBS,
+    completion,
+    sampling_error,
+    sampling_params,
+)
 from services.errors import EngineError, InvalidInputError, SettingsError
 from services.host.environment import set_environment
 from services.images import ImageHeader, check_fits
@@ -356,6 +361,7 @@ def engine_args(settings: Settings) -> AsyncEngineArgs:
         mm_processor_kwargs={"min_pixels": model.min_pixels, "max_pixels": model.max_pixels},
         # The probabilities that were sampled from: after temperature and suppressed tokens.
         logprobs_mode="processed_logprobs",
+        max_logprobs=MAX_LOGPROBS,
         enable_prefix_caching=True,
         generation_config="auto",
         # One library only: what it refuses is refused. Whitespace could go on for ever.

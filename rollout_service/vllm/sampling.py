@@ -3,14 +3,17 @@
 import math
 from collections.abc import Iterable
 
+import numpy as np
 from transformers import PreTrainedTokenizerFast
 from vllm import SamplingParams
 from vllm.exceptions import VLLMClientError
+from vllm.logprobs import FlatLogprobs
 from vllm.outputs import CompletionOutput
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
 from rollout_service.vllm.json_schema import constraint_of
 from services.errors import EngineError, InvalidInputError, SggError
+from services.models.kept_tokens import TIES, WIDTH, pack_kept
 from services.models.token_text import token_ends
 from services.schemas.common import MAX_COMPLETIONS, Sampling
 from services.schemas.rollouts import Completion, VersionSpan
@@ -18,6 +21,8 @@ from services.schemas.rollouts import Completion, VersionSpan
 _INITIAL_VERSION = "default"
 """vLLM's own label for the weights that it started with."""
 _FINISHED = ("stop", "length", "abort")
+MAX_LOGPROBS = WIDTH
+"""Likeliest tokens that vLLM can be asked for, beside each sampled one."""
 
 
 def sampling_params(sampling: Sampling) -> SamplingParams:
@@ -41,7 +46,7 @@ def sampling_params(sampling: Sampling) -> SamplingParams:
         # A finite bias would leave them a probability, which the trainer's mask does not have.
         logit_bias=dict.fromkeys(sampling.suppress_token_ids, -math.inf) or None,
         structured_outputs=StructuredOutputsParams(**constraint) if constraint else None,
-        logprobs=0,  # of the sampled token alone
+        logprobs=_num_likeliest(sampling),
         flat_logprobs=True,
         detokenize=bool(sampling.stop),  # otherwise decoded once, at the end
         output_kind=RequestOutputKind.FINAL_ONLY,
@@ -63,7 +68,8 @@ def completion(
             name = "grammar" if sampling.grammar is not None else "json_schema"
             raise InvalidInputError(f"{name} and suppress_token_ids leave no token to sample")
         raise EngineError(f"vLLM ended a completion with {output.finish_reason!r}; ask again")
-    logprobs = list(output.logprobs.logprobs)
+    # Of each token: itself, then the likeliest.
+    logprobs = output.logprobs.logprobs[:: 1 + _num_likeliest(sampling)]
     spans = [
         VersionSpan(policy_version=_number(span.version), start=span.start, end=span.end)
         for span in output.weight_versions or []
@@ -79,6 +85,7 @@ def completion(
         finish_reason=output.finish_reason,
         policy_versions=spans,
         token_ends=ends,
+        kept_tokens=_kept_tokens(output.logprobs, sampling) if sampling.kept_tokens else None,
     )
 
 
@@ -99,6 +106,24 @@ def check_finite(logprobs: Iterable[float], output: CompletionOutput) -> None:
         "no prompt's fault; start the server again, and if that does not help, the weights "
         "themselves are damaged"
     )
+
+
+def _num_likeliest(sampling: Sampling) -> int:
+    """How many tokens vLLM is asked for, beside each sampled one."""
+    return sampling.top_k + TIES if sampling.kept_tokens else 0
+
+
+def _kept_tokens(found: FlatLogprobs, sampling: Sampling) -> str:
+    """Those with a probability: all others have none once `top_k` and `top_p` are applied."""
+    rows = (-1, 1 + _num_likeliest(sampling))
+    ids = np.array(found.token_ids, dtype=np.int64).reshape(rows)[:, 1:]
+    kept = np.array(found.logprobs).reshape(rows)[:, 1:] > -np.inf
+    if kept[:, -1].any():
+        raise EngineError(
+            f"over {sampling.top_k + TIES - 1} tokens are kept with top_k = {sampling.top_k}: the "
+            "policy finds many exactly as likely; set model.head_dtype to float32, or top_k to 0"
+        )
+    return pack_kept(ids, kept)
 
 
 def sampling_error(error: Exception) -> SggError:

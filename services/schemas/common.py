@@ -20,6 +20,9 @@ many graphs can be asked for at a time."""
 MAX_COMPLETIONS = 256
 """A prompt has so many completions at most."""
 
+MAX_KEPT_TOKENS = 20
+"""A trainer learns with so high a `top_k` at most: vLLM tells the likeliest tokens, up to 20."""
+
 
 class Message(BaseModel):
     """Immutable, strict about unknown fields, no NaN or Infinity."""
@@ -102,11 +105,23 @@ class Sampling(Message):
     applies the same mask."""
     token_ends: bool = Field(default=False, exclude_if=lambda wanted: not wanted)
     """Whether an answer says where in its text each token ends, as scores of its parts need."""
+    kept_tokens: bool = Field(default=False, exclude_if=lambda wanted: not wanted)
+    """Whether an answer says which tokens each of its own was drawn from, as a trainer needs with
+    `top_k`. That has to be from 1 to 20, and the temperature over 0."""
 
     @model_validator(mode="after")
     def _one_constraint(self) -> "Sampling":
         if self.json_schema is not None and self.grammar is not None:
             raise ValueError("json_schema and grammar are two constraints: set one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _few_kept(self) -> "Sampling":
+        if self.kept_tokens and not (0 < self.top_k <= MAX_KEPT_TOKENS and self.temperature):
+            raise ValueError(
+                f"kept_tokens needs a top_k from 1 to {MAX_KEPT_TOKENS} and a temperature over 0: "
+                "vLLM does not tell the tokens that others were drawn from"
+            )
         return self
 
     @property

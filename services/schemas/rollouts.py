@@ -46,6 +46,8 @@ class Completion(Message):
     token_ends: list[Count] | None = Field(default=None, exclude_if=lambda ends: ends is None)
     """[L] where asked for: the characters of `text` up to each token's end. It is the same as
     before a token where that ends inside a character, or is not part of the text."""
+    kept_tokens: str | None = Field(default=None, exclude_if=lambda kept: kept is None)
+    """Where asked for: the tokens that each was drawn from (`services.models.kept_tokens`)."""
 
     @property
     def oldest_policy_version(self) -> int:

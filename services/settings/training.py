@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from services.schemas.common import MAX_KEPT_TOKENS
 from services.settings.deepspeed_json import zero_fields
 from services.settings.section import LocalPath, Section, expanded
 
@@ -20,9 +21,34 @@ class SamplingSettings(Section):
     """Divides the logits, in sampling and in the loss alike."""
     max_tokens: int = Field(default=1024, ge=1)
     """Length at which a completion is cut."""
+    top_k: int = Field(default=0, ge=0)
+    """Most probable tokens that are sampled from, and scored over, 1 to 20; 0 keeps the whole
+    vocabulary. The sampler says which they were (`docs/training.md`)."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """With `top_k`: of those, the likeliest that have this probability together."""
     constrain: bool = False
     """Sample nothing but answers of the run's task and notation, tags and thinking included, by a
     grammar; the trainer replays the same masks (`docs/training.md`)."""
+
+    @property
+    def renormalises(self) -> bool:
+        """Whether tokens come from a part of the vocabulary."""
+        return self.constrain or self.top_k > 0
+
+    @model_validator(mode="after")
+    def _told(self) -> "SamplingSettings":
+        if self.top_k > MAX_KEPT_TOKENS:
+            raise ValueError(
+                f"top_k = {self.top_k}: the loss needs the tokens that were drawn from, and vLLM "
+                f"tells {MAX_KEPT_TOKENS} at most; set {MAX_KEPT_TOKENS} or fewer, or 0 for all"
+            )
+        if self.top_p < 1 and not self.top_k:
+            raise ValueError(
+                f"top_p = {self.top_p:g} without top_k: the loss needs the tokens that were drawn "
+                f"from, and those of top_p alone can be any number, while vLLM tells "
+                f"{MAX_KEPT_TOKENS} at most; set top_k = {MAX_KEPT_TOKENS} beside it, or top_p = 1"
+            )
+        return self
 
 
 class AlgorithmSettings(Section):

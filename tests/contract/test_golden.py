@@ -14,6 +14,7 @@ from scene_graph.cleaning import Task as ParsingTask
 from scene_graph.notations.answer import NotationName
 from scene_graph.notations.answer import Status as ParsingStatus
 from scene_graph.parsing import parse_completion
+from services.models.kept_tokens import unpack_kept
 from services.schemas.prompts import PromptGroup
 from services.schemas.rewards import Notation, RewardRequest, RewardResponse
 from services.schemas.rewards import Status as WireStatus
@@ -35,6 +36,8 @@ FOLDER = Path(__file__).parent / "golden"
 MESSAGES: dict[str, type[BaseModel]] = {
     "prompt_group": PromptGroup,
     "rollout_group": RolloutGroup,
+    "prompt_group_kept": PromptGroup,
+    "rollout_group_kept": RolloutGroup,
     "rollout_request": RolloutRequest,
     "rollout_response": RolloutResponse,
     "scene_graph_request": SceneGraphRequest,
@@ -58,6 +61,8 @@ NEWER = {
     "pass_on_request",
     "reward_request_credit",
     "reward_response_credit",
+    "prompt_group_kept",
+    "rollout_group_kept",
 }
 """What that release did not have"""
 VERSIONED = sorted(name for name, kind in MESSAGES.items() if issubclass(kind, Versioned))
@@ -160,6 +165,15 @@ def test_the_reward_service_answers_the_golden_request_with_the_golden_response(
                 assert got.credit.increments == pytest.approx(want.credit.increments)
             numbers = {"total": 0.0, "breakdown": {}, "credit": None}
             assert got.model_copy(update=numbers) == want.model_copy(update=numbers)
+
+
+def test_the_golden_answers_say_what_they_were_drawn_from() -> None:
+    group = RolloutGroup.model_validate(golden("rollout_group_kept"))
+    found = [
+        [set(row) for row in unpack_kept(one.kept_tokens or "", len(one.token_ids)).tolist()]
+        for one in group.completions
+    ]
+    assert found == [[{11, 151_643}, {12}, {700, 13, 70_000}], [{21}, {4, 3}]]
 
 
 def test_the_golden_graph_is_what_its_text_says() -> None:

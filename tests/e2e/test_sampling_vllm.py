@@ -19,12 +19,14 @@ from scene_graph.parsing import parse_completion
 from services.errors import EngineError, InvalidInputError
 from services.http.clients.rollout import RolloutClient
 from services.models.grammar_library import grammar_library
+from services.models.kept_tokens import unpack_kept
 from services.schemas.common import Sampling
 from services.schemas.rollouts import RolloutResponse
 from tests.e2e.conftest import RunningServer, needs_gpus, server_here
 from tests.e2e.oracle import SUPPRESSED, TOLERANCE, Oracle, picture, request
 from tests.live_servers import LiveServer
-from trainer.algorithms.logprobs import SamplingDistribution, token_logprobs
+from trainer.algorithms.divergence import k3
+from trainer.algorithms.logprobs import KeptTokens, SamplingDistribution, token_logprobs
 from trainer.batches.mask_replay import allowed_tokens
 from trainer.policy.model import mask_replay, placeholder_ids
 
@@ -158,6 +160,51 @@ async def test_a_replayed_grammar_gives_the_sampler_s_log_probabilities(
         given = torch.tensor(completion.rollout_logprobs)
         assert (found.logprobs - given).abs().max() < 5e-5
         assert found.removed.max() > 0.1, "without the mask they would differ"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"top_k": 20},
+        {"top_k": 1},
+        {"top_k": 7, "top_p": 0.7, "temperature": 1.5},
+        {"top_k": 20, "top_p": 0.9, "json_schema": "scene_graph", "max_tokens": 400},
+    ],
+)
+async def test_kept_tokens_give_the_sampler_s_log_probabilities(
+    server: Server, asked: dict[str, Any]
+) -> None:
+    """As the trainer scores, over the tokens that the sampler says; greedy answers beside them."""
+    oracle = Oracle(server.settings)
+    suppressed = placeholder_ids(oracle.processor.tokenizer)
+    options: dict[str, Any] = {"temperature": 0.8, "max_tokens": 60} | asked
+    options["suppress_token_ids"] = suppressed
+    wanted = request(picture(75), n=8, seed=4, kept_tokens=True, **options)
+    greedy = request(picture(75), temperature=0, max_tokens=60)
+    async with RolloutClient(server.url) as client:
+        alone = await client.rollouts(greedy)
+        answer, beside = await asyncio.gather(client.rollouts(wanted), client.rollouts(greedy))
+    assert answer.renormalised
+    assert tokens(beside) == tokens(alone)
+    assert beside.completions[0].kept_tokens is None
+    sizes, gaps, removed = set[int](), [], 0.0
+    for completion in answer.completions:
+        targets = torch.tensor(completion.token_ids)
+        ids = torch.from_numpy(unpack_kept(completion.kept_tokens or "", len(targets)))
+        assert (ids == targets[:, None]).any(1).all()
+        sizes |= {len(set(row)) for row in ids.tolist()}
+        logits = oracle.logprobs(
+            picture(75), completion.token_ids, options["temperature"], suppressed
+        ).clamp(min=-1e30)
+        head, whole = torch.eye(logits.shape[1]), SamplingDistribution()
+        found = token_logprobs(logits, head, targets, whole, chunk=64, allowed=KeptTokens(ids))
+        gaps.append(found.logprobs - torch.tensor(completion.rollout_logprobs))
+        removed = max(removed, float(found.removed.max()))
+    gap = torch.cat(gaps)
+    assert gap.abs().max() < 5e-5
+    assert k3(gap).mean() < 1e-6
+    assert removed > 0.1, "over the whole vocabulary they would differ"
+    assert max(sizes) == asked["top_k"] if "top_p" not in asked else max(sizes) <= asked["top_k"]
 
 
 HOSTILE: list[tuple[dict[str, Any], str]] = [

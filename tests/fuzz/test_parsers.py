@@ -3,9 +3,11 @@
 `make fuzz` gives each many more inputs than `make test` does.
 """
 
+import base64
 import io
 import json
 import math
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from scene_graph.parsing import parse_completion
 from services.errors import InvalidInputError, SettingsError, TooLargeError
 from services.http.guard import check_json
 from services.images import decode_image, image_from_data_uri, image_header
+from services.models.kept_tokens import WIDTH, unpack_kept
 from services.run_folder.records import parse_record
 from services.schemas.chat import ChatRequest
 from services.schemas.prompts import PromptGroup
@@ -160,6 +163,24 @@ def test_an_entry_of_a_stream_or_a_record_is_read_back_the_same_or_refused(
     kind: type[BaseModel], name: str, data: st.DataObject
 ) -> None:
     _read_back(kind, data.draw(damaged_json(golden(name))))
+
+
+KEPT = golden("rollout_group_kept")["completions"][0]["kept_tokens"]
+
+
+@given(
+    damaged_bytes(KEPT.encode()).map(lambda text: text.decode("utf-8", "replace"))
+    | damaged_bytes(zlib.decompress(base64.b64decode(KEPT))).map(
+        lambda content: base64.b64encode(zlib.compress(content)).decode()
+    )
+)
+def test_kept_tokens_are_some_for_each_token_or_refused(text: str) -> None:
+    try:
+        found = unpack_kept(text, 3)
+    except InvalidInputError:
+        return
+    assert found.shape == (3, WIDTH)
+    assert found.min() >= 0
 
 
 @given(damaged_json(CHAT))

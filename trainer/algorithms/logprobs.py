@@ -48,6 +48,23 @@ class AllowedTokens(NamedTuple):
     index: Tensor
     """[T] the row of each token's."""
 
+    def limit(self, scaled: Tensor, part: slice) -> Tensor:
+        """[t, vocabulary] logits of a part, at the least float elsewhere; in their memory."""
+        return scaled.masked_fill_(~self.table[self.index[part]], torch.finfo(scaled.dtype).min)
+
+
+class KeptTokens(NamedTuple):
+    """What each of T tokens was drawn from, where the sampler says so."""
+
+    ids: Tensor
+    """[T, K] tokens; a row may repeat one of its own."""
+
+    def limit(self, scaled: Tensor, part: slice) -> Tensor:
+        """[t, vocabulary] logits of a part, at the least float elsewhere; in their memory."""
+        ids = self.ids[part]
+        kept = scaled.gather(-1, ids)
+        return scaled.fill_(torch.finfo(scaled.dtype).min).scatter_(-1, ids, kept)
+
 
 class TokenScores(NamedTuple):
     """What the head says of T tokens; float32, or float64 for float64 states."""
@@ -57,7 +74,7 @@ class TokenScores(NamedTuple):
     entropies: Tensor
     """[T] in nats, without gradient."""
     removed: Tensor
-    """[T] probability, 0..1, of the tokens that a grammar does not allow; without gradient."""
+    """[T] probability, 0..1, of the tokens that are not allowed; without gradient."""
 
 
 def token_logprobs(
@@ -67,7 +84,7 @@ def token_logprobs(
     distribution: SamplingDistribution,
     *,
     chunk: int,
-    allowed: AllowedTokens | None = None,
+    allowed: AllowedTokens | KeptTokens | None = None,
     float32_logits: bool = True,
     float32_head: bool = False,
 ) -> TokenScores:
@@ -88,7 +105,7 @@ def token_logprobs(
         targets: [T] token ids.
         distribution: That the tokens were drawn from.
         chunk: Tokens whose logits exist at the same time.
-        allowed: What each token could be, where a grammar was sampled under.
+        allowed: What each token could be, where that was not the whole vocabulary.
         float32_logits: Whether the products of bfloat16 states, which are summed in float32, stay
             in it; else they are rounded, as the model's own head rounds them.
         float32_head: Whether states and weight are computed with as float32 copies, so that the
@@ -98,7 +115,7 @@ def token_logprobs(
     if float32_head and hidden.dtype == torch.bfloat16:
         hidden, weight = hidden.float(), weight.float()
     found = _TokenLogprobs.apply(
-        hidden, weight, targets, *(allowed or (None, None)), distribution, chunk, float32_logits
+        hidden, weight, targets, allowed, distribution, chunk, float32_logits
     )
     return TokenScores(*found)
 
@@ -110,8 +127,7 @@ class _TokenLogprobs(torch.autograd.Function):  # type: ignore[misc]
         hidden: Tensor,
         weight: Tensor,
         targets: Tensor,
-        table: Tensor | None,
-        index: Tensor | None,
+        allowed: AllowedTokens | KeptTokens | None,
         distribution: SamplingDistribution,
         chunk: int,
         float32_logits: bool,
@@ -122,9 +138,9 @@ class _TokenLogprobs(torch.autograd.Function):  # type: ignore[misc]
         logprobs, entropies, totals, removed = found
         for part in _parts(len(targets), chunk):
             scaled = distribution.scaled(_logits(hidden[part], weight, float32_logits))
-            if table is not None and index is not None:
+            if allowed is not None:
                 whole = torch.logsumexp(scaled, dim=-1)
-                scaled = _masked(scaled, table[index[part]])
+                scaled = allowed.limit(scaled, part)
                 removed[part] = -torch.expm1(torch.logsumexp(scaled, dim=-1) - whole)
             total = torch.logsumexp(scaled, dim=-1)
             chosen = scaled.gather(-1, targets[part].unsqueeze(-1)).squeeze(-1)
@@ -132,23 +148,24 @@ class _TokenLogprobs(torch.autograd.Function):  # type: ignore[misc]
             logprobs[part], entropies[part], totals[part] = chosen - total, total - expected, total
         # The head's own parameter is saved, not a copy: under ZeRO-3 it is gathered again before
         # the backward pass of the module that called this.
-        ctx.save_for_backward(hidden, weight, targets, totals, table, index)
+        ctx.save_for_backward(hidden, weight, targets, totals)
         ctx.distribution, ctx.chunk, ctx.float32_logits = distribution, chunk, float32_logits
+        ctx.allowed = allowed
         ctx.mark_non_differentiable(entropies, removed)
         return logprobs, entropies, removed
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, totals, table, index = ctx.saved_tensors
+        hidden, weight, targets, totals = ctx.saved_tensors
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         hidden_grad = torch.empty_like(hidden) if wants_hidden else None
         # Products and sums over chunks in float32: in bfloat16 each would round.
         weight_grad = torch.zeros_like(weight, dtype=totals.dtype) if wants_weight else None
         for part in _parts(len(targets), ctx.chunk):
             scaled = ctx.distribution.scaled(_logits(hidden[part], weight, ctx.float32_logits))
-            if table is not None:
-                scaled = _masked(scaled, table[index[part]])
+            if ctx.allowed is not None:
+                scaled = ctx.allowed.limit(scaled, part)
             logits_grad = _logits_grad(
                 scaled,
                 targets[part],
@@ -161,7 +178,7 @@ class _TokenLogprobs(torch.autograd.Function):  # type: ignore[misc]
                 _add_product(weight_grad, logits_grad.t(), hidden[part])
         if weight_grad is not None:
             weight_grad = weight_grad.to(weight.dtype)
-        return hidden_grad, weight_grad, *[None] * 6
+        return hidden_grad, weight_grad, *[None] * 5
 
 
 def _logits(hidden: Tensor, weight: Tensor, float32: bool) -> Tensor:
@@ -171,11 +188,6 @@ def _logits(hidden: Tensor, weight: Tensor, float32: bool) -> Tensor:
     if hidden.device.type == "cpu":  # has no such product: copies of both
         return hidden.float() @ weight.t().float()
     return torch.mm(hidden, weight.t(), out_dtype=torch.float32)
-
-
-def _masked(scaled: Tensor, allowed: Tensor) -> Tensor:
-    """[T, vocabulary] logits, at the least float where they are not allowed; in their memory."""
-    return scaled.masked_fill_(~allowed, torch.finfo(scaled.dtype).min)
 
 
 def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:

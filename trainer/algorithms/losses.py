@@ -64,7 +64,7 @@ def policy_loss(
         entropies: [N, L] of the policy, in nats; only logged.
         old_logprobs: [N, L] of the policy before the step's first update; None in that update.
         ref_logprobs: [N, L] of the reference, where `beta` is over 0.
-        removed: [N, L] probability that a grammar took away, where there is one; only logged.
+        removed: [N, L] probability that a grammar or `top_k` took away, if one did; only logged.
     """
     if old_logprobs is None:
         old_logprobs = policy_logprobs.detach()

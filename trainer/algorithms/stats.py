@@ -35,9 +35,10 @@ correction_bounded  Share truncated or masked by `correction`. Healthy: under 0.
                     sequences. Else: as mismatch_kl; `correction_level = "token"`.
 ref_kl              KL(policy || reference), nats a token; with beta over 0. Healthy: rises slowly,
                     under 0.1. Else: raise beta or lower learning_rate.
-removed_mass        Probability that the grammar took from the policy, a token; with
-                    `sampling.constrain`. Healthy: falls to under 0.01. Else: the policy does not
-                    write the notation by itself, and free answers stay bad; SFT first.
+removed_mass        Probability that the grammar, or `top_k` and `top_p`, took from the policy, a
+                    token; with `sampling.constrain` or `top_k`. Healthy: falls to under 0.01. Else,
+                    with a grammar: the policy does not write the notation by itself, and free
+                    answers stay bad; SFT first. With `top_k` alone: raise it.
 """
 
 from collections.abc import Iterable

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from services.errors import InvalidInputError
+from services.models.kept_tokens import unpack_kept
 from services.schemas.groups import TrainGroup
-from trainer.algorithms.logprobs import AllowedTokens
+from trainer.algorithms.logprobs import AllowedTokens, KeptTokens
 from trainer.batches.images import ImageFeatures
 from trainer.batches.mask_replay import MaskReplay, allowed_tokens
 from trainer.batches.micro_batches import PackedRow
@@ -68,15 +69,15 @@ class MicroBatch:
     """[N], or [N, L] where each token has its own."""
     order: list[tuple[int, int]]
     """[N] the place of each one's group in the batch, and its own in the group."""
-    allowed: AllowedTokens | None = None
-    """What each of the T tokens could be, where they were sampled under a grammar."""
+    allowed: AllowedTokens | KeptTokens | None = None
+    """What each of the T tokens could be, where they were sampled under a grammar or `top_k`."""
 
     def to(self, device: torch.device) -> "MicroBatch":
         """A copy on `device`."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()}
         if self.allowed is not None:
-            moved["allowed"] = AllowedTokens(*(part.to(device) for part in self.allowed))
+            moved["allowed"] = type(self.allowed)(*(part.to(device) for part in self.allowed))
         return MicroBatch(**moved)
 
 
@@ -94,6 +95,9 @@ class PreparedGroup:
     """[G][tokens], where elements have advantages of their own (`token_credit`)."""
     masks: Sequence[Sequence[bytes]] = ()
     """[G][tokens] packed, where the group was sampled under a grammar (`mask_replay`)."""
+    kept: Sequence[Tensor] = ()
+    """[G] of [tokens, K] ids, where the sampler says what it drew from (`kept_tokens`). These are
+    under the grammar, where there is one, so that it needs no replay."""
 
 
 def prepare_group(
@@ -114,7 +118,7 @@ def prepare_group(
         image: The prompt's.
         rope_index: The policy's own.
         image_token_id: The placeholder of one visual token.
-        replay: Of the grammar that the run samples under, if it does.
+        replay: Of the grammar that the run samples under, if it does without `top_k`.
         tokenizer: The policy's; only looked at where elements have advantages.
 
     Raises:
@@ -142,6 +146,7 @@ def prepare_group(
         positions=positions[:, 0],
         token_advantages=_token_advantages(group, tokenizer),
         masks=() if replay is None else _masks(group, replay),
+        kept=_kept(group),
     )
 
 
@@ -163,6 +168,14 @@ def _masks(group: TrainGroup, replay: MaskReplay) -> list[list[bytes]]:
     assert group.prompt is not None, "what was asked has the grammar"
     sampling = group.prompt.sampling
     return [replay.masks(sampling, completion) for completion in group.rollout.completions]
+
+
+def _kept(group: TrainGroup) -> list[Tensor]:
+    return [
+        torch.from_numpy(unpack_kept(completion.kept_tokens, len(completion.token_ids)))
+        for completion in group.rollout.completions
+        if completion.kept_tokens is not None
+    ]
 
 
 def micro_batch(
@@ -188,15 +201,12 @@ def micro_batch(
 
 def _allowed(
     rows: Sequence[PackedRow], groups: Mapping[int, PreparedGroup], vocab_size: int
-) -> AllowedTokens | None:
+) -> AllowedTokens | KeptTokens | None:
     """What each token of the rows could be; None where nothing constrained them."""
-    masks = [
-        mask
-        for row in rows
-        for i in row.completions
-        if groups[row.group].masks
-        for mask in groups[row.group].masks[i]
-    ]
+    members = [(groups[row.group], i) for row in rows for i in row.completions]
+    if kept := [prepared.kept[i] for prepared, i in members if prepared.kept]:
+        return KeptTokens(torch.cat(kept))
+    masks = [mask for prepared, i in members if prepared.masks for mask in prepared.masks[i]]
     return allowed_tokens(masks, vocab_size) if masks else None
 
 

@@ -30,6 +30,8 @@ def grpo_inputs(settings: Settings, dataset: SceneDataset) -> Inputs:
         | _base(settings)
         | {
             "sampling.temperature": f"{settings.sampling.temperature:g}",
+            "sampling.top_k": str(settings.sampling.top_k),
+            "sampling.top_p": f"{settings.sampling.top_p:g}",
             "sampling.constrain": str(settings.sampling.constrain).lower(),
             "reward.rubric": rubric
             if isinstance(rubric, str)

@@ -278,7 +278,8 @@ class Collector:
             group_size=self._settings.trainer.group_size,
             newest_policy_version=self._pool.policy_version + 1,  # served before `release` says so
             suppressed_token_ids=self._prompts.suppressed_token_ids,
-            constrained=self._settings.sampling.constrain,
+            constrained=self._settings.sampling.renormalises,
+            keeps=self._settings.sampling.top_k > 0,
         )
         check, source = self._prompts.image_check, opened.source
         if wrong or check is None or source is None or source.num_image_tokens is None:

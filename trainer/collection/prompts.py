@@ -98,12 +98,13 @@ class PromptSource:
 
 
 def _constraint(settings: Settings) -> dict[str, Any]:
-    """What a prompt says of the grammar to sample under; its text, so that it stays what it is."""
-    if not settings.sampling.constrain:
-        return {}
-    data = settings.data
-    return {
-        "grammar": answer_grammar(data.notation, data.task, thinking=data.thinking),
-        "grammar_library": grammar_library(),
-        "accept_renormalised": True,
-    }
+    """What a prompt says of the grammar and of `top_k`; a grammar's text, so that it stays it."""
+    sampling, found = settings.sampling, dict[str, Any]()
+    if sampling.constrain:
+        data = settings.data
+        found["grammar"] = answer_grammar(data.notation, data.task, thinking=data.thinking)
+    if sampling.top_k:
+        found |= {"top_k": sampling.top_k, "top_p": sampling.top_p, "kept_tokens": True}
+    elif sampling.constrain:
+        found["grammar_library"] = grammar_library()  # replayed, where nothing else says it
+    return found | {"accept_renormalised": sampling.renormalises}

@@ -96,8 +96,9 @@ class PolicyEngine:
         return torch.device(self._engine.device)
 
     def mask_replay(self) -> MaskReplay | None:
-        """Replays the run's grammar; None where `sampling.constrain` is off."""
-        if not self._settings.sampling.constrain:
+        """Replays the run's grammar; None where there is none, or servers tell what they kept."""
+        sampling = self._settings.sampling
+        if sampling.top_k or not sampling.constrain:
             return None
         return mask_replay(self._model, self.processor.tokenizer)
 

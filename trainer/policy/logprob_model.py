@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from services.errors import SettingsError
-from trainer.algorithms.logprobs import AllowedTokens, TokenScores
+from trainer.algorithms.logprobs import AllowedTokens, KeptTokens, TokenScores
 from trainer.batches.batch import MicroBatch
 from trainer.policy.grouped.attention import use_grouped_attention
 from trainer.policy.grouped.recurrent_layers import use_grouped_recurrence
@@ -30,7 +30,7 @@ class LogprobOutput(NamedTuple):
     entropies: Tensor
     """[N, L] of that distribution, in nats, without gradient."""
     removed: Tensor
-    """[N, L] probability that a grammar took away, 0..1; 0 where there is none."""
+    """[N, L] probability that a grammar or `top_k` took away, 0..1; 0 where there is none."""
 
 
 class LogprobModel(nn.Module):  # type: ignore[misc]
@@ -89,7 +89,7 @@ class _Head(nn.Module):  # type: ignore[misc]
         self._score = score
 
     def forward(
-        self, hidden: Tensor, targets: Tensor, allowed: AllowedTokens | None
+        self, hidden: Tensor, targets: Tensor, allowed: AllowedTokens | KeptTokens | None
     ) -> TokenScores:
         """[T, hidden_size] states and [T] tokens to what is said of these."""
         return self._score(hidden, self.weight, targets, allowed=allowed)

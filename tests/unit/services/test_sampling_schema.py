@@ -40,6 +40,15 @@ def test_temperature_and_suppressed_tokens_do_not_renormalise() -> None:
     assert not prompt(temperature=0.5, suppress_token_ids=[1, 2], stop=["x"]).sampling.renormalises
 
 
+@pytest.mark.parametrize("wrong", [{"top_k": 0}, {"top_k": 21}, {"temperature": 0}])
+def test_what_greedy_and_wide_answers_were_drawn_from_is_not_told(wrong: dict[str, Any]) -> None:
+    good = {"top_k": 20, "kept_tokens": True}
+    assert Sampling.model_validate(good).kept_tokens
+    with pytest.raises(ValidationError, match="needs a top_k from 1 to 20"):
+        Sampling.model_validate(good | wrong)
+    assert "kept_tokens" not in Sampling().model_dump(), "servers of before are asked as before"
+
+
 @pytest.mark.parametrize("seed", [-1, 2**53, 2**70])
 def test_seeds_fit_the_generators(seed: int) -> None:
     with pytest.raises(ValidationError):

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from services.settings import Settings
 from services.settings.checks import advice
-from services.settings.training import AlgorithmSettings
+from services.settings.training import AlgorithmSettings, SamplingSettings
 
 
 def settings(algorithm: dict[str, Any], **sections: Any) -> Settings:
@@ -34,6 +34,20 @@ def settings(algorithm: dict[str, Any], **sections: Any) -> Settings:
 def test_impossible_settings_name_the_field(wrong: dict[str, Any], word: str) -> None:
     with pytest.raises(ValidationError, match=word):
         AlgorithmSettings.model_validate(wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        ({"top_k": 21}, r"top_k = 21: .* set 20 or fewer, or 0 for all"),
+        ({"top_p": 0.9}, r"top_p = 0\.9 without top_k: .* set top_k = 20 beside it"),
+    ],
+)
+def test_a_sampler_tells_20_tokens_at_most(wrong: dict[str, Any], word: str) -> None:
+    with pytest.raises(ValidationError, match=word):
+        SamplingSettings.model_validate(wrong)
+    assert SamplingSettings(top_k=20, top_p=0.9).renormalises
+    assert not SamplingSettings().renormalises
 
 
 def test_a_buffer_longer_than_the_completion_is_refused() -> None:

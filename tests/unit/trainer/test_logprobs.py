@@ -1,9 +1,12 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from trl.kernels import ChunkedLogProbFunction
 
 from trainer.algorithms.logprobs import (
     AllowedTokens,
+    KeptTokens,
     SamplingDistribution,
     _add_product,
     _logits,
@@ -11,6 +14,7 @@ from trainer.algorithms.logprobs import (
 )
 
 TOKENS, HIDDEN, VOCABULARY = 11, 6, 13
+Kind = Callable[[torch.Tensor], AllowedTokens | KeptTokens]
 
 
 def inputs(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -176,17 +180,31 @@ def grammar(targets: torch.Tensor) -> AllowedTokens:
     return AllowedTokens(table, index)
 
 
+def kept(targets: torch.Tensor) -> KeptTokens:
+    """The same as ids, padded with the token itself, which every row has."""
+    table, index = grammar(targets)
+    rows = [mask.nonzero().flatten() for mask in table[index]]
+    width = max(map(len, rows))
+    padded = [
+        torch.cat([row, target.repeat(width - len(row))])
+        for row, target in zip(rows, targets, strict=True)
+    ]
+    return KeptTokens(torch.stack(padded))
+
+
+@pytest.mark.parametrize("kind", [grammar, kept])
 @pytest.mark.parametrize("chunk", [1, 4, 100])
-def test_tokens_that_a_grammar_forbids_have_no_part_in_anything(chunk: int) -> None:
+def test_tokens_that_are_not_allowed_have_no_part_in_anything(kind: Kind, chunk: int) -> None:
     distribution = SamplingDistribution(temperature=0.7, suppressed=(10, 11, 12))
     hidden, weight, targets = inputs()
-    allowed = grammar(targets)
+    allowed = kind(targets)
     upstream = torch.linspace(-1, 2, TOKENS, dtype=torch.float64)
     got = token_logprobs(hidden, weight, targets, distribution, chunk=chunk, allowed=allowed)
     got_grads = torch.autograd.grad((got.logprobs * upstream).sum(), (hidden, weight))
 
     logits = (hidden @ weight.t())[:, :10] / 0.7
-    mask = allowed.table[allowed.index, :10]
+    table, index = grammar(targets)
+    mask = table[index, :10]
     want = torch.log_softmax(logits.masked_fill(~mask, -torch.inf), dim=-1)
     chosen = want.gather(1, targets[:, None])[:, 0]
     want_grads = torch.autograd.grad((chosen * upstream).sum(), (hidden, weight))
@@ -199,9 +217,10 @@ def test_tokens_that_a_grammar_forbids_have_no_part_in_anything(chunk: int) -> N
     assert removed.max() > 0.2
 
 
-def test_gradcheck_under_a_grammar() -> None:
+@pytest.mark.parametrize("kind", [grammar, kept])
+def test_gradcheck_over_allowed_tokens(kind: Kind) -> None:
     hidden, weight, targets = inputs()
-    distribution, allowed = SamplingDistribution(temperature=1.3), grammar(targets)
+    distribution, allowed = SamplingDistribution(temperature=1.3), kind(targets)
     assert torch.autograd.gradcheck(
         lambda h, w: token_logprobs(h, w, targets, distribution, chunk=3, allowed=allowed)[0],
         (hidden, weight),

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer
@@ -13,17 +14,20 @@ from scene_graph.notations.answer import NotationName
 from scene_graph.notations.notation import answer_grammar
 from services.bundled import toy_start
 from services.errors import InvalidInputError
+from services.models.kept_tokens import pack_kept
 from services.schemas.common import Sampling
 from services.schemas.groups import TrainGroup
 from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import Completion
 from tests.train_groups import completion, train_group
+from trainer.algorithms.logprobs import AllowedTokens, KeptTokens
 from trainer.batches.batch import micro_batch, prepare_group
 from trainer.batches.images import ImageFeatures
 from trainer.batches.mask_replay import MaskReplay, allowed_tokens
 from trainer.batches.micro_batches import PackedRow
 
 VOCABULARY = 512
+IMAGE = ImageFeatures(pixels=torch.zeros(4, 6), grid=torch.tensor([1, 4, 1]), num_tokens=1)
 NOTATIONS: list[NotationName] = ["json", "compact"]
 
 
@@ -97,15 +101,33 @@ def test_a_micro_batch_has_the_mask_of_each_of_its_tokens(
 ) -> None:
     asked = sampling("compact")
     group = constrained(asked, [answer(tokenizer, "compact", i) for i in range(3)])
-    image = ImageFeatures(pixels=torch.zeros(4, 6), grid=torch.tensor([1, 4, 1]), num_tokens=1)
-    prepared = prepare_group(group, [1.0] * 3, image, count_up, image_token_id=7, replay=replay)
+    prepared = prepare_group(group, [1.0] * 3, IMAGE, count_up, image_token_id=7, replay=replay)
     rows = [PackedRow(group=0, completions=(2, 0), length=1)]
     batch = micro_batch(rows, {0: prepared}, VOCABULARY).to(torch.device("cpu"))
-    assert batch.allowed is not None
+    assert isinstance(batch.allowed, AllowedTokens)
     targets = batch.targets.flatten()[batch.slot]
     table, index = batch.allowed
     assert len(index) == len(targets)
     assert table[index, targets].all()
+
+
+def test_what_the_sampler_kept_needs_no_replay(tokenizer: Any) -> None:
+    answers = [completion([5, 6, 7]), completion([8])]
+    sets = [[[5, 1], [6, 2], [7, 3]], [[8, 4]]]
+    everything = [np.ones((len(one), 2), dtype=bool) for one in sets]
+    everything[0][1] = [True, False]
+    answers = [
+        one.model_copy(update={"kept_tokens": pack_kept(np.array(ids), mask)})
+        for one, ids, mask in zip(answers, sets, everything, strict=True)
+    ]
+    prepared = prepare_group(
+        train_group([9, 7, 8], answers), [1.0] * 2, IMAGE, count_up, image_token_id=7
+    )
+    rows = [PackedRow(group=0, completions=(1, 0), length=1)]
+    batch = micro_batch(rows, {0: prepared}).to(torch.device("cpu"))
+    assert isinstance(batch.allowed, KeptTokens)
+    assert [set(row.tolist()) for row in batch.allowed.ids] == [{8, 4}, {5, 1}, {6}, {7, 3}]
+    assert batch.targets.flatten()[batch.slot].tolist() == [8, 5, 6, 7]
 
 
 def constrained(asked: Sampling, completions: list[Completion]) -> TrainGroup:

@@ -135,3 +135,9 @@ def test_a_prompt_has_the_grammar_that_its_answers_are_sampled_under(
     assert sampling.accept_renormalised
     assert sampling.grammar_library == grammar_library()
     assert sampling.grammar == answer_grammar(notation, "sgg", thinking=thinking)
+    few = wanted.changed(sampling={"top_k": 20, "top_p": 0.9})
+    prompt, _ = PromptSource(few, rows, [7]).prompt(0)  # type: ignore[arg-type]
+    assert prompt.sampling.grammar == sampling.grammar
+    assert (prompt.sampling.top_k, prompt.sampling.top_p) == (20, 0.9)
+    assert prompt.sampling.kept_tokens
+    assert prompt.sampling.grammar_library is None, "nothing is replayed"
