@@ -54,7 +54,7 @@ from weight_sync.transports.files import StagedFile
 from weight_sync.transports.lora import StagedAdapter
 from weight_sync.transports.sender import CheckedManifest, Peer
 from weight_sync.transports.shm import shm_file
-from weight_sync.transports.uploads import spool_folder
+from weight_sync.transports.uploads.spool import spool_folder
 
 ADAPTER = "base_model.model.model.layers.0.self_attn.q_proj"
 

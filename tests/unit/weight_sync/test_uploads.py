@@ -32,8 +32,9 @@ from services.schemas.weights import DigestAlgorithm, StageRequest, Version
 from tests.shm_versions import HASHES, ShmRun, ShmVersion, tensors_of
 from tests.updaters import Content, ToyEngine, settings_of, updater_of
 from weight_sync.file_format import MAX_HEADER_BYTES
-from weight_sync.transports import uploads
-from weight_sync.transports.uploads import IncomingFile, Spool, SpoolFile, spool_folder
+from weight_sync.transports.uploads import spool
+from weight_sync.transports.uploads.incoming import IncomingFile
+from weight_sync.transports.uploads.spool import Spool, SpoolFile, spool_folder
 from weight_sync.updater import WeightUpdater
 
 
@@ -377,7 +378,7 @@ async def test_a_file_of_many_pieces(
     updater: WeightUpdater, shm_run: ShmRun, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     """A piece is hashed while the next one comes, into another buffer."""
-    monkeypatch.setattr(uploads, "_PIECE_BYTES", size)
+    monkeypatch.setattr(spool, "_PIECE_BYTES", size)
     version = shm_run.write(1)
     await send(updater, version)
     await updater.stage(by_http(version))
