@@ -154,6 +154,20 @@ def test_who_opens_a_file_while_it_is_looked_at_ends_no_process(
         file.remove()
 
 
+def test_pages_that_cannot_be_written_again_are_an_error_and_not_the_process_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a full btrfs. Here the file has become too short, which takes a write the same way."""
+    monkeypatch.setattr(spool, "copies_on_write", lambda descriptor: True)
+    file = SpoolFile(tmp_path / "file")
+    for piece in file.pieces(10_000):
+        piece[:] = b"1" * len(piece)
+    os.ftruncate(file.descriptor, 5000)
+    with pytest.raises(OSError, match="No space left"):
+        next(file.pieces(10_000))
+    file.remove()
+
+
 async def test_a_spool_that_others_have_emptied_takes_versions(
     updater: WeightUpdater, shm_run: ShmRun, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from services.errors import NoRoomError, SettingsError
 from services.host.addresses import host_and_port
 from services.settings import Settings
+from weight_sync.mapped import copies_on_write, make_room
 from weight_sync.transports.files import private_folder, temporary_folder
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -41,6 +42,7 @@ class SpoolFile:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self.descriptor = os.open(path, flags, 0o600)
         self.path = path
+        self._copies_on_write = copies_on_write(self.descriptor)
         self._memory: mmap.mmap | None = None
 
     def pieces(self, num_bytes: int) -> Iterator[memoryview]:
@@ -55,6 +57,8 @@ class SpoolFile:
             piece = view[start : start + _PIECE_BYTES]
             if is_new:  # a write to a mapped page that has no room on the disk ends the process
                 os.posix_fallocate(self.descriptor, start, len(piece))
+            if self._copies_on_write:
+                make_room(piece)
             yield piece
 
     def is_shared(self) -> bool:
