@@ -41,7 +41,7 @@ from services.schemas.weights import Encoding, PolicyInfo, Version, WeightManife
 from services.settings import Settings
 from weight_sync.transports.files import FileSender, delta_file
 from weight_sync.transports.sender import CheckedManifest, Prepared, make_sender
-from weight_sync.transports.uploads import Spool
+from weight_sync.transports.uploads.spool import Spool
 from weight_sync.updater import WeightUpdater
 
 HIDDEN, MLP, KEYS = 1536, 8960, 256

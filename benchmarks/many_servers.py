@@ -17,6 +17,7 @@ import platform
 import subprocess
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -92,10 +93,13 @@ def settings_of(folder: str, run: str, redis_url: str) -> Settings:
 # Servers
 
 
-def serve(settings: Settings, number: int) -> None:
+def serve(shared: Settings, number: int) -> None:
     """That many servers in this process, until it is killed."""
 
     async def one() -> None:
+        url = f"http://server-{uuid.uuid4().hex}:8200"  # each server has an address of its own
+        rollout = shared.rollout.model_copy(update={"url": url})
+        settings = shared.model_copy(update={"rollout": rollout})
         redis, keys = connect(settings.redis), RunKeys(settings.run.name)
         engine = FakeEngine(tokens_per_s=TOKENS_PER_S, max_model_len=4096)
         server = RolloutServer(

@@ -31,7 +31,6 @@ from services.host.ports import free_port
 from services.redis.client import redis_answers
 from services.redis.server import redis_server_command
 from services.schemas.common import ChatMessage, Sampling, TextPart
-from services.schemas.groups import TrainGroup
 from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import RolloutGroup
 from services.schemas.weights import PolicyInfo, ServerRecord, TensorEntry, WeightManifest
@@ -41,7 +40,6 @@ from tests.train_groups import completion
 from trainer.collection.group_checks import refusal
 from trainer.collection.group_pool import GroupPool
 from trainer.collection.prompts import PromptSource
-from trainer.types import Outcome, StepBatch
 from weight_sync.transports.sender import CheckedManifest, Peer
 
 NUM_COMPLETIONS, NUM_TOKENS = 8, 600
@@ -110,13 +108,6 @@ def costs(folder: Path) -> None:
     for number in NUM_OPEN:
         each = seconds(pool_of(number))
         print(f"count {number:5} open groups        {each * 1e3:8.2f} ms, for every group")
-    batch = StepBatch(groups=[trained(i) for i in range(32)], outcome=Outcome())
-    text = batch.model_dump_json()
-    write, read = (
-        seconds(batch.model_dump_json),
-        seconds(lambda: StepBatch.model_validate_json(text)),
-    )
-    print(f"write, read a batch's group   {write / 32 * 1e3:8.2f} ms, {read / 32 * 1e3:.2f} ms")
     print(f"make a prompt                 {seconds(prompts(folder)) * 1e3:8.2f} ms")
     print(f"call a server with a manifest {call_s() * 1e3:8.2f} ms")
 
@@ -150,11 +141,6 @@ def group(number: int) -> RolloutGroup:
         completions=answers,
         sampling_s=1.0,
     )
-
-
-def trained(number: int) -> TrainGroup:
-    """The same in a batch."""
-    return TrainGroup(position=number, index=number, rollout=group(number), rewards=[])
 
 
 def _read(body: bytes) -> None:

@@ -56,7 +56,7 @@ from services.settings import Settings
 from weight_sync.digests import ALGORITHM, tensor_digest, tensor_digests
 from weight_sync.transports.files import describe_file
 from weight_sync.transports.shm import shm_file
-from weight_sync.transports.uploads import Spool
+from weight_sync.transports.uploads.spool import Spool
 from weight_sync.updater import WeightUpdater
 
 GB = 1e9

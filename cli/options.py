@@ -26,6 +26,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing els
 AllowChanges = Annotated[
     bool,
     typer.Option(
-        "--allow-changes", help="With --resume: also with another dataset, instruction or reward."
+        "--allow-changes",
+        help="With --resume: also with another dataset, instruction, reward or algorithm.",
     ),
 ]

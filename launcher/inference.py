@@ -318,8 +318,7 @@ def registered_servers(settings: Settings) -> list[str]:
             logger.warning("%s", refusal.message)
         if records and all(refusals):
             raise next(filter(None, refusals))
-        asked = [r.url for r, refusal in zip(records, refusals, strict=True) if refusal is None]
-        return list(dict.fromkeys(asked))  # a killed server's record may live beside its next one's
+        return [r.url for r, refusal in zip(records, refusals, strict=True) if refusal is None]
 
     return asyncio.run(read())
 

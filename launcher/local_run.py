@@ -38,7 +38,7 @@ def run_here(
     Args:
         settings: The run's settings. Ports that are taken are replaced by free ones.
         resume: Go on with the run of this name from its last checkpoint.
-        allow_changes: Also with another dataset, instruction, temperature or rubric.
+        allow_changes: Also with another dataset, instruction, temperature, rubric or algorithm.
         evaluate: Evaluate the held-out images before and after, and report: the demo. Without
             `data.heldout` they are the first rows of `data.train`.
 

@@ -31,7 +31,7 @@ from services.schemas.weights import PolicyInfo, PolicyState, ServerRecord, Vers
 from services.settings import Settings
 from services.telemetry import Tracing
 from services.waiting import racing
-from weight_sync.transports.uploads import Spool
+from weight_sync.transports.uploads.spool import Spool
 from weight_sync.updater import UpdateMetrics, WeightUpdater
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from rollout_service.fake.engine import FakeEngine
 from services.settings import Settings
 from tests.shm_versions import TENSORS
 from weight_sync.engine import Shape
-from weight_sync.transports.uploads import Spool
+from weight_sync.transports.uploads.spool import Spool
 from weight_sync.updater import WeightUpdater
 
 

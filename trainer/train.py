@@ -21,8 +21,8 @@ def train(
         settings: The run's. Redis, the reward service and a rollout server must be running, or
             come up in `trainer.wait_timeout_s`.
         resume: Continue from the run's last checkpoint, if there is one.
-        allow_changes: Resume although dataset, instruction, temperature or rubric differ from the
-            checkpoint's.
+        allow_changes: Resume although dataset, instruction, temperature, rubric or algorithm are
+            others than the checkpoint's.
         evaluation: Used on rank 0; closed at the end.
         stop: Only rank 0's decides.
 

@@ -54,7 +54,9 @@ from services.settings import Settings
 from weight_sync.engine import LoadableEngine, Staged
 from weight_sync.transports.receiver import Receiver
 from weight_sync.transports.sender import server_client
-from weight_sync.transports.uploads import Body, Spool, Uploads
+from weight_sync.transports.uploads.incoming import Body
+from weight_sync.transports.uploads.kept import Uploads
+from weight_sync.transports.uploads.spool import Spool
 
 logger = logging.getLogger(__name__)
 

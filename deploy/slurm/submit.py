@@ -58,7 +58,7 @@ def submit(
         job: What it does.
         data: The dataset of `infer`.
         resume: Go on from checkpoints that are there.
-        allow_changes: Also from those of another dataset, instruction or reward.
+        allow_changes: Also from those of another dataset, instruction, reward or algorithm.
         after: Id of a job that must have ended well before this one starts; when it fails, Slurm
             cancels this one.
         rehearse: A job on one node comes first, `sgg-rl rehearse`, which must end well too.

@@ -161,8 +161,7 @@ class DuringTraining(StepEvaluation):
                 notice.waited(waited_s, f"no rollout server serves version {step} yet")
                 with suppress(UnavailableError):  # Redis may be back in time
                     wanted = Version(await registry.incarnation(), step)
-                    # A killed server's record may live beside that of the next one at its address.
-                    urls = list(dict.fromkeys(s.url for s in await registry.servers()))
+                    urls = [server.url for server in await registry.servers()]
                     serving = await asyncio.gather(*(self._serves(url, wanted) for url in urls))
                     if any(serving):
                         return [url for url, is_it in zip(urls, serving, strict=True) if is_it]

@@ -28,7 +28,7 @@ BENCHMARKS: RateTable = {
         ("count_open_s", 1.2e-7, "benchmarks/plan.py --costs: 0.47 ms for 4,096"),
         ("score_s", 0.0016, "benchmarks/reward_http.py: 30 x 20, one worker"),
         ("score_request_s", 0.003, "benchmarks/reward_http.py: p50"),
-        ("spread_s", 0.0036, "benchmarks/plan.py --costs: written, and read by each rank"),
+        ("spread_s", 0.00055, "benchmarks/batch_to_ranks.py: rank 0, 8 x 1,000 tokens"),
         ("call_s", 0.0028, "benchmarks/plan.py --costs"),
         ("hash_bytes_per_s", 2.7e9, "benchmarks/weights.py: blake3 of one core"),
         ("delta_share", 0.0122, "benchmarks/delta.py: of a version's bytes, at a rate of 6e-7"),
@@ -147,10 +147,17 @@ def _weights(settings: Settings, cluster: Cluster, shape: ModelShape) -> RateTab
         stage, commit, how = 0.1, size / link, "one broadcast, in the commit"
     if applied:
         how = "the delta, and then applied"
-    written = traits.through_file and not traits.adapter_alone
-    gathered = size / (hashed if written else link)
+    gathered, written, who = size / link, 0.0, "nothing"
+    if traits.through_file and not traits.adapter_alone:
+        written, who = size / hashed, "one rank alone"
+    if settings.weights.written_together:
+        who = "one rank; all write a share each"
+        if traits.in_run_folder:
+            written = size / min(hashed, file)
+            gathered = max(gathered, size / hardware.files_bytes_per_s.value)
     return {
-        "export_s": _given(gathered, "gathered, hashed and written while the step waits"),
+        "export_s": _given(gathered, "gathered, while the step waits"),
+        "write_s": _given(written, f"meanwhile, hashed and written: {who}"),
         "stage_s": _given(stage, f"{transport}: {how}"),
         "stage_more_s": _given(more + calls * rate["call_s"], f"{transport}: for each server"),
         "stage_round_s": _given(each_round, f"{transport}: passed on from server to server"),

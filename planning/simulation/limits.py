@@ -16,7 +16,7 @@ _REMEDIES = {
         "reading groups in a process of its own; counting open groups as they change"
     ),
     "reward service": "reward.workers, one for each free core",
-    "batch to all ranks": "each rank reading its own groups instead of the whole batch",
+    "batch to all ranks": "packing each group for its rank when it comes, not in the step",
     "rank 0 giving weights": "weights.transport nccl, lora, or http with weights.encoding delta",
     "groups to rank 0's host": "binary token ids and log-probabilities instead of JSON",
 }

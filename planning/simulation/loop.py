@@ -41,6 +41,8 @@ class Shape:
     """GPUs of the trainer."""
     num_servers: int
     gpus_per_server: int = 1
+    num_writers: int = 1
+    """Ranks that write a version together."""
     colocated: bool = False
     """Whether these are the same GPUs."""
     groups_per_step: int
@@ -186,7 +188,7 @@ class Loop:
             step.num_tokens = sum(sum(group.lengths) for group in groups)
             yield from self._train_on(groups)
             yield served
-            yield env.timeout(rates.export_s)
+            yield env.timeout(rates.exported_s(self._shape.num_writers))
             served = env.process(self._spread(number + 1, groups))
             if not self._shape.beside_training:
                 yield served

@@ -144,10 +144,15 @@ def _lengths(groups: list[_Sampled]) -> dict[str, float]:
 
 
 def _publishing(steps: list[StepRow], table: RateTable) -> dict[str, float]:
-    """The step waits for `publish`: to hand weights over, or until they are served."""
+    """The step waits for `publish`: to hand weights over, or until they are served.
+
+    All splits get the run's time to write them: what other numbers of ranks take is not seen.
+    """
     publish_s = fmean(step["phases_s"]["publish"] for step in steps)
-    whole = table["export_s"].value + table["stage_s"].value + table["commit_s"].value
-    shrink = publish_s / whole if whole else 0.0
     if any(step["policy_lag_max"] > 0 for step in steps):
-        return {"export_s": publish_s}
-    return {name: table[name].value * shrink for name in ("export_s", "stage_s", "commit_s")}
+        return {"export_s": publish_s, "write_s": 0.0}
+    parts = {name: table[name].value for name in ("export_s", "stage_s", "commit_s")}
+    parts["export_s"] = max(parts["export_s"], table["write_s"].value)
+    whole = sum(parts.values())
+    shrink = publish_s / whole if whole else 0.0
+    return {name: part * shrink for name, part in parts.items()} | {"write_s": 0.0}

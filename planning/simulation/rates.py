@@ -40,7 +40,9 @@ class Rates:
     prepare_s: float = 0.0
     """To lay out a batch; beside the step before where the lag allows it."""
     export_s: float = 0.0
-    """To hand over the new weights: the step waits."""
+    """To gather the new weights: the step waits."""
+    write_s: float = 0.0
+    """For one rank to digest and write them; the step waits, and gathers them meanwhile."""
     checkpoint_s: float = 0.0
 
     stage_s: float = 0.0
@@ -65,6 +67,10 @@ class Rates:
     """The reward service for every request, beside its groups."""
     spread_s: float = 0.0
     """To give one group of a batch to all ranks."""
+
+    def exported_s(self, num_writers: int) -> float:
+        """Until the new weights are handed over by ranks that write a share of them each."""
+        return max(self.export_s, self.write_s / num_writers)
 
     def staged_s(self, num_servers: int) -> float:
         """Until so many servers have a version's bytes."""

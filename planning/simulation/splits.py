@@ -114,6 +114,11 @@ class Planner:
             return [replace(common, num_trainers=ranks, num_servers=servers, colocated=True)]
         chosen = {min(possible, key=lambda rank: abs(rank - share * num_gpus)) for share in _SHARES}
         return [
-            replace(common, num_trainers=ranks, num_servers=(num_gpus - ranks) // size)
+            replace(
+                common,
+                num_trainers=ranks,
+                num_servers=(num_gpus - ranks) // size,
+                num_writers=ranks if settings.weights.written_together else 1,
+            )
             for ranks in sorted(chosen)
         ]

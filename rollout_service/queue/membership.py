@@ -32,6 +32,7 @@ class Membership:
         self._images = images
         self._server = server
         self._registry = registry
+        self._is_registered = False
 
     @asynccontextmanager
     async def joined(self) -> AsyncIterator["asyncio.Task[None]"]:
@@ -98,7 +99,11 @@ class Membership:
         await self._registry.set_aside()
         store = await asyncio.to_thread(self._images.seen_sign)
         record = self._server.record().model_copy(update={"image_store": store})
-        await self._registry.heartbeat(record)
+        if self._is_registered:
+            await self._registry.heartbeat(record)
+        else:
+            await self._registry.register(record)
+            self._is_registered = True
         servers = await self._registry.servers()
         self.lanes.share(s.server_id for s in servers if s.state in ("ready", "updating"))
         gpus, own_id = self._server.gpus, self._server.server_id

@@ -19,7 +19,7 @@ from services.schemas.weights import AdapterConfig
 from services.settings import Settings
 from weight_sync.transports.files import private_folder
 from weight_sync.transports.lora import write_config
-from weight_sync.transports.uploads import spool_folder
+from weight_sync.transports.uploads.spool import spool_folder
 
 POLICY_ADAPTER = "policy"
 """vLLM's name of the adapter that is trained."""

@@ -19,7 +19,11 @@ from asyncio import TimerHandle, Transport
 from functools import cache
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from services.errors import (
     ClientGoneError,
@@ -29,7 +33,7 @@ from services.errors import (
     SlowRequestError,
 )
 from services.http.problems import problem_response
-from services.http.raw_body import EXTENSION
+from services.http.raw_body import EXTENSION, PULSE, PULSE_S
 
 HEAD_S = 10.0
 """From a connection, or from the answer before, to the end of a request's headers."""
@@ -104,6 +108,16 @@ class GuardedProtocol(HttpToolsProtocol):
         self.scope["extensions"] = {EXTENSION: {"take": self.take_body}}
         super().on_headers_complete()
         self.idle_since = None
+        if self.expect_100_continue:
+            self.loop.call_later(PULSE_S, self._pulse, self.cycle)
+
+    def _pulse(self, cycle: RequestResponseCycle) -> None:
+        """Tell a client that its request is at work, until its answer begins."""
+        if cycle.response_started or cycle.disconnected or self.transport.is_closing():
+            return
+        if not cycle.waiting_for_100_continue and not self.pipeline:
+            self.transport.write(PULSE)
+        self.loop.call_later(PULSE_S, self._pulse, cycle)
 
     def take_body(self) -> tuple[socket.socket, bytes]:
         """The connection, and what has come of the present request's body; the caller reads on.
@@ -117,7 +131,7 @@ class GuardedProtocol(HttpToolsProtocol):
             raise ClientGoneError("the client left before its body was read")
         cycle = self.cycle
         if cycle.waiting_for_100_continue:
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.transport.write(PULSE)
             cycle.waiting_for_100_continue = False
         self.flow.pause_reading()
         cycle.keep_alive = False

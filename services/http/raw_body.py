@@ -18,6 +18,14 @@ EXTENSION = "sgg.body"
 """An extension of the ASGI scope: `take` gives the connection, and what has come of the body."""
 TakeBody = Callable[[], tuple[socket.socket, bytes]]
 
+PULSE = b"HTTP/1.1 100 Continue\r\n\r\n"
+"""An interim answer. A client that sends `Expect: 100-continue` gets one when its body is read, and
+then again and again until the answer: so it can tell work that takes long from a dead line."""
+PULSE_S = 2.0
+"""Between two of them."""
+LINE_SILENCE_S = 10.0
+"""A line over which not even a pulse comes for this long is dead."""
+
 _INFO_BYTES = 104
 _LAST_DATA_RECEIVED = slice(52, 56)
 """`tcpi_last_data_recv` of `struct tcp_info` (linux/tcp.h), in milliseconds."""

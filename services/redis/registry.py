@@ -28,6 +28,19 @@ HEARTBEAT_TTL_S = 15.0
 GPU_TTL_S = 30.0
 """A GPU whose server is silent for this long is free. Ending vLLM silences a server for 15 s."""
 
+# KEYS servers heartbeat; ARGV server_id ttl_ms record url. One address has one server: another's
+# record of it is a killed one's.
+_REGISTER = """
+local records = redis.call('HGETALL', KEYS[1])
+for i = 1, #records, 2 do
+  local read, record = pcall(cjson.decode, records[i + 1])
+  if read and type(record) == 'table' and record['url'] == ARGV[4] then
+    redis.call('HDEL', KEYS[1], records[i])
+  end
+end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+redis.call('SET', KEYS[2], 1, 'PX', ARGV[2])
+"""
 # KEYS gpu …; ARGV server_id ttl_ms. Takes all or none: what is free, and what is the server's own.
 _CLAIM_GPUS = """
 for _, gpu in ipairs(KEYS) do
@@ -169,8 +182,14 @@ class Registry:
                 *(key.decode(), found.decode(), wanted.decode(), self._keys.prefix),
             )
 
+    async def register(self, record: ServerRecord) -> None:
+        """A server's first heartbeat. It takes the place of each server that had its address."""
+        keys = [self._keys.servers, self._keys.heartbeat(record.server_id)]
+        ttl_ms, text = round(HEARTBEAT_TTL_S * 1000), record.model_dump_json()
+        await self._run_script(_REGISTER, keys, record.server_id, ttl_ms, text, record.url)
+
     async def heartbeat(self, record: ServerRecord, *, ttl_s: float = HEARTBEAT_TTL_S) -> None:
-        """Register a server, or renew its record; it counts as gone after `ttl_s` of silence."""
+        """Renew a server's record; it counts as gone after `ttl_s` of silence."""
         with redis_errors(self._redis):
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.hset(self._keys.servers, record.server_id, record.model_dump_json())

@@ -123,6 +123,15 @@ class WeightSettings(Section):
         """What that transport is like."""
         return TRANSPORTS[self.transport]
 
+    @property
+    def written_together(self) -> bool:
+        """Whether the trainer's ranks write a version together, as far as they see its file.
+
+        Rank 0 writes alone what no server reads by itself, and deltas, which it finds in a copy of
+        its own.
+        """
+        return self.traits.servers_fetch and self.encoding == "whole"
+
 
 class ClusterSettings(Section):
     """The GPUs of a run, for `sgg-rl run` and `train --dry-run`."""

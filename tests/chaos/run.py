@@ -1,6 +1,7 @@
 """A run under faults, and what it broke.
 
     python -m tests.chaos.run --faults 500 --seed 1 --output build/chaos.json
+    python -m tests.chaos.run --faults 40 --kind half-open
     python -m tests.chaos.run --engine vllm
 
 It prints each fault with the seconds until the next step, then a table by kind and one of what is
@@ -21,10 +22,11 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import get_args
 
 from tests.chaos.checker import read_history, violations
 from tests.chaos.disks import IN_NAMESPACE, may_mount
-from tests.chaos.faults import OF_VLLM, Fault, inject, schedule
+from tests.chaos.faults import OF_VLLM, Fault, Kind, inject, schedule
 from tests.chaos.recovery import BOUNDS_S, Seen, Watch
 from tests.chaos.redises import may_shift_clock
 from tests.chaos.system import Engine, System
@@ -192,6 +194,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faults", type=int, default=500)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--kind", choices=get_args(Kind), help="no others, with the fake engine")
     parser.add_argument("--lag", type=int, default=1)
     parser.add_argument("--engine", choices=("fake", "vllm"), default="fake")
     parser.add_argument("--output", type=Path)
@@ -202,7 +205,8 @@ def main() -> int:
         print("no full disks and no shifted clock: they take `unshare` and Debian's libfaketime")
     faults: Iterator[Fault] = iter(OF_VLLM)
     if asked.engine == "fake":
-        faults = itertools.islice(schedule(asked.seed, own_host=own_host), asked.faults)
+        some = (f for f in schedule(asked.seed, own_host=own_host) if asked.kind in (None, f.kind))
+        faults = itertools.islice(some, asked.faults)
     start = time.time()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         outcome = under_faults(

@@ -23,7 +23,7 @@ from tests.e2e.probing_worker import ProbingExtension
 from tests.updaters import Content
 from weight_sync.transports.files import FileSender, delta_file
 from weight_sync.transports.sender import CheckedManifest
-from weight_sync.transports.uploads import Spool
+from weight_sync.transports.uploads.spool import Spool
 from weight_sync.updater import WeightUpdater
 
 

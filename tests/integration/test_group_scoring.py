@@ -243,6 +243,17 @@ async def test_too_many_groups_are_sent_in_parts(
     assert 1 <= scoring.max_groups <= 3
 
 
+@pytest.mark.parametrize(("credit", "most"), [("answer", MAX_GROUPS), ("element", MAX_GROUPS // 2)])
+async def test_elements_may_double_what_is_compared_so_half_as_many_groups_are_sent(
+    make_scoring: MakeScoring, source: GroupSource, credit: str, most: int
+) -> None:
+    scoring = make_scoring(credit=credit)
+    assert scoring.max_groups == most
+    names = [f"g{number}" for number in range(most)]
+    assert unscored(await until_settled(scoring, source, *names)) == {}
+    assert scoring.max_groups == most, "it grows no further"
+
+
 async def test_a_service_that_knows_no_credit_is_named(
     make_scoring: MakeScoring, service: FailingService, source: GroupSource
 ) -> None:

@@ -41,6 +41,8 @@ from tests.processes import ROOT, sgg_process, wait_for, wait_ready
 MESSAGES = [ChatMessage(role="user", content=[ImagePart(), TextPart(text="What is there?")])]
 NEVER_S = 3600.0
 """A lease that no test waits for."""
+ELSEWHERE = "http://127.0.0.1:1"
+_NUMBERS = itertools.count()
 
 
 def settings_of(folder: Path, keys: RunKeys, redis_url: str, **rollout: Any) -> Settings:
@@ -77,6 +79,9 @@ class Member:
     """A server in this process, with connections of its own."""
 
     def __init__(self, settings: Settings, *gpus: str) -> None:
+        url = f"http://member-{next(_NUMBERS)}:8200"
+        rollout = settings.rollout.model_copy(update={"url": url})
+        settings = settings.model_copy(update={"rollout": rollout})
         self.redis: Redis = connect(settings.redis)
         keys = RunKeys(settings.run.name)
         self.engine = FakeEngine(tokens_per_s=100_000, max_model_len=4096, gpus=gpus)
@@ -208,7 +213,7 @@ async def test_an_image_stays_with_its_server_until_another_is_idle(fleet: Fleet
 async def test_lanes_of_a_dead_server_go_to_the_others(fleet: Fleet) -> None:
     member = fleet.join()
     await until(lambda: member.server.state == "ready")
-    dead = member.server.record().model_copy(update={"server_id": "dead-1"})
+    dead = member.server.record().model_copy(update={"server_id": "dead-1", "url": ELSEWHERE})
     await fleet.registry.heartbeat(dead, ttl_s=1.0)
     await until(lambda: len(member.lanes.own) < len(PROMPT_LANES))
     await until(lambda: len(member.lanes.own) == len(PROMPT_LANES))
@@ -220,7 +225,7 @@ async def test_a_server_that_takes_no_work_has_no_lanes(fleet: Fleet, state: str
     await until(lambda: member.server.state == "ready")
     for server_id, its_state in (("idler", state), ("worker", "ready")):
         record = member.server.record().model_copy(
-            update={"server_id": server_id, "state": its_state}
+            update={"server_id": server_id, "url": ELSEWHERE, "state": its_state}
         )
         await fleet.registry.heartbeat(record, ttl_s=60)
     expected = own_lanes(member.server.server_id, ["worker"])

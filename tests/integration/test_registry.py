@@ -93,6 +93,24 @@ async def test_servers_live_while_they_beat(
     assert await registry.servers() == []
 
 
+async def test_a_starting_server_takes_the_place_of_those_that_had_its_address(
+    registry: Registry, client: Redis, run_keys: RunKeys
+) -> None:
+    """In place of a killed server's record; what is of other addresses or no record stays."""
+    elsewhere = server("elsewhere").model_copy(update={"url": "http://127.0.0.2:1"})
+    for record in (server("killed"), server("killed before"), elsewhere):
+        await registry.heartbeat(record)
+    for name, alien in {"a": "no JSON", "b": '"a text"', "c": '{"url": 1}'}.items():
+        await client.hset(run_keys.servers, name, alien)
+        await client.set(run_keys.heartbeat(name), 1)
+    await registry.register(server("starting"))
+    assert await registry.servers() == [elsewhere, server("starting")]
+    assert await client.hlen(run_keys.servers) == 5
+    await registry.register(server("starting", version=1))
+    assert await registry.servers() == [elsewhere, server("starting", version=1)]
+    assert 0 < await client.pttl(run_keys.heartbeat("starting")) <= 15_000
+
+
 async def test_policy_and_manifest_change_together(registry: Registry) -> None:
     assert await registry.policy() is None
     await registry.publish_policy(*version(1))

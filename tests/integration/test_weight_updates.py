@@ -28,7 +28,7 @@ from services.schemas.weights import Encoding, StageRequest
 from services.settings import Settings, dump_settings
 from tests.integration.stalling_server import EDGES, FAILS
 from tests.shm_versions import ShmRun, ShmVersion, tensors_of
-from weight_sync.transports.uploads import spool_folder
+from weight_sync.transports.uploads.spool import spool_folder
 
 ASKED = RolloutRequest(
     messages=[ChatMessage(role="user", content=[TextPart(text="What is there?")])],

@@ -33,7 +33,7 @@ from tests.simulation.clients import RedisClient
 from tests.simulation.loop import Process
 from weight_sync.engine import Shape, Staged
 from weight_sync.transports.files import StagedFile
-from weight_sync.transports.uploads import Body
+from weight_sync.transports.uploads.incoming import Body
 
 if TYPE_CHECKING:
     from tests.simulation.world import World

@@ -108,7 +108,7 @@ def _threads() -> None:
         "trainer.records.trackers",
         "weight_sync.digests",
         "weight_sync.file_format",
-        "weight_sync.transports.uploads",
+        "weight_sync.transports.uploads.incoming",
     ):
         put(f"{place}:ThreadPoolExecutor", simulated.Executor)
     threading.Thread.start = _refuse_thread
@@ -200,7 +200,7 @@ def _disk() -> None:
         put(f"trainer.{place}:sync", synced)
     # Room for the header of a large model, in every file: most of a schedule's time.
     put("weight_sync.file_format:HEADER_BYTES", 512)
-    put("weight_sync.transports.uploads:_PIECE_BYTES", 4096)
+    put("weight_sync.transports.uploads.spool:_PIECE_BYTES", 4096)
 
 
 def _checks() -> None:

@@ -23,7 +23,7 @@ Inputs = dict[str, str]
 
 
 def grpo_inputs(settings: Settings, dataset: SceneDataset) -> Inputs:
-    """As `data_inputs`, with how answers are sampled and rewarded."""
+    """As `data_inputs`, with how answers are sampled and rewarded, and what is learnt of them."""
     rubric = settings.reward.rubric
     return (
         data_inputs(settings, dataset)
@@ -37,8 +37,14 @@ def grpo_inputs(settings: Settings, dataset: SceneDataset) -> Inputs:
             if isinstance(rubric, str)
             else json.dumps(rubric, sort_keys=True),
             **dict(map(_term, settings.reward.terms)),
+            **{f"algorithm.{name}": _shown(value) for name, value in settings.algorithm},
         }
     )
+
+
+def _shown(value: object) -> str:
+    """A setting as a file of settings has it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _base(settings: Settings) -> Inputs:

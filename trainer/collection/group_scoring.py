@@ -68,7 +68,9 @@ class GroupScoring:
         """Had rewards: where it gets none, no group is at fault."""
         self._suspects: dict[str, float | None] = {}
         """Groups that failed alone, by work id: since when it is their own fault, if it is."""
-        self.max_groups = MAX_GROUPS
+        # An answer's elements may be another graph than the answer, which is compared beside it.
+        self._most_groups = MAX_GROUPS // 2 if self._by_element else MAX_GROUPS
+        self.max_groups = self._most_groups
         """In the next request: fewer after one that was too large or too slow."""
         self._patience = Patience(self._wait_timeout_s, "nothing was scored for")
 
@@ -160,7 +162,7 @@ class GroupScoring:
             self._known_good = good[0]
             self._patience.succeeded()
             if len(groups) >= self.max_groups:
-                self.max_groups = min(self.max_groups + 1, MAX_GROUPS)
+                self.max_groups = min(self.max_groups + 1, self._most_groups)
         return found
 
     def _reward_group(self, group: RolloutGroup, source: GroupSource) -> RewardGroup | GroupError:

@@ -38,8 +38,7 @@ class SharedFile:
         self._near = [0]
         """The ranks that see rank 0's shared memory: those on its host."""
         self.writers = self._find_writers()
-        """The ranks that write a version together, rank 0 first. It is alone with the transports
-        that no server reads by itself, and with deltas, which it finds in a copy of its own."""
+        """The ranks that write a version together, rank 0 first."""
 
     def once_drafted(self, shard: Shard) -> Shard:
         """Rank 0's tensors; before it gives the first one the other ranks learn of the draft."""
@@ -89,8 +88,8 @@ class SharedFile:
         return writing.result()
 
     def _find_writers(self) -> list[int]:
-        traits = self._settings.weights.traits
-        if not traits.servers_fetch or self._settings.weights.encoding == "delta":
+        weights = self._settings.weights
+        if not weights.written_together:
             return [0]
         own = shared_memory()
         others = self._ranks.gather(None if self._ranks.is_main else own, str)
@@ -98,4 +97,4 @@ class SharedFile:
             lambda: [0, *(rank for rank, seen in enumerate(others, start=1) if seen == own)],
             list[int],
         )
-        return self._near if traits.same_host else [*range(self._ranks.size)]
+        return self._near if weights.traits.same_host else [*range(self._ranks.size)]

@@ -13,6 +13,7 @@ from services.schemas.weights import WeightManifest, shown
 from weight_sync.delta.encoding import Bits, TensorDelta, apply, check
 from weight_sync.digests import compare_digests, of_each, tensor_digest
 from weight_sync.file_format import TensorSpan, compare_header, read_file, tensor_bytes
+from weight_sync.mapped import copies_on_write, make_room
 
 GAPS, VALUES = ":gaps", ":values"
 """A delta's file has these two for each tensor that changed, after its name."""
@@ -33,6 +34,7 @@ class Whole(NamedTuple):
 
     header: Mapping[str, TensorSpan]
     tensors: Mapping[str, memoryview]
+    copies_on_write: bool
 
 
 def open_whole(file: Path) -> Whole:
@@ -44,9 +46,9 @@ def open_whole(file: Path) -> Whole:
     descriptor = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         header, data = read_file(descriptor, writable=True)
+        return Whole(header, tensor_bytes(header, data), copies_on_write(descriptor))
     finally:
         os.close(descriptor)
-    return Whole(header, tensor_bytes(header, data))
 
 
 def patch(
@@ -67,8 +69,8 @@ def patch(
         Each tensor's digest.
 
     Raises:
-        InvalidInputError: A delta is not usable, or the result is not what the manifest says. The
-            file is as it was.
+        InvalidInputError: A delta is not usable, or the result is not what the manifest says.
+        OSError: The disk has no room (`make_room`). In both cases the file is as it was.
     """
     compare_header(whole.header, manifest.tensors)
     links = [_read(delta, whole.header) for delta in deltas]
@@ -78,7 +80,10 @@ def patch(
     def change(name: str) -> str:
         raw = whole.tensors[name]
         bits = np.frombuffer(raw, _BITS[whole.header[name].dtype])
-        for delta in (link[name] for link in links if name in link):
+        changes = [link[name] for link in links if name in link]
+        if changes and whole.copies_on_write:
+            make_room(raw)
+        for delta in changes:
             before = apply(bits, delta)
             undo.append((bits, before))
         known = manifest.tensors[name].digest if is_known else None

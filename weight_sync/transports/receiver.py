@@ -11,7 +11,7 @@ from services.schemas.weights import StageRequest, Version, WeightManifest
 from services.settings import Settings
 from weight_sync.engine import LoadableEngine, Staged
 from weight_sync.transports.files import StagedFile, delta_file, stage_file
-from weight_sync.transports.uploads import Found, Uploads
+from weight_sync.transports.uploads.kept import Found, Uploads
 
 
 class Receiver(ABC):

@@ -40,7 +40,8 @@ if TYPE_CHECKING:  # the receiving ends import neither
 logger = logging.getLogger(__name__)
 
 SERVER_TIMEOUT_S = 60.0
-"""A server silent for this long while it takes a version is left behind."""
+"""A server that takes this long over a step of an update, beside the time that its bytes need, is
+left behind. One whose line is dead is found sooner (`services.http.raw_body.LINE_SILENCE_S`)."""
 SLOWEST_BYTES_PER_S = 10e6
 """At which a version's bytes may go about before a server is given up: 100 Mbit/s."""
 _ASK_TIMEOUT_S = 5.0
@@ -146,6 +147,7 @@ def server_client(url: str, settings: Settings, timeout_s: float | None = None) 
         admin_token=settings.admin_token,
         timeout_s=timeout_s or SERVER_TIMEOUT_S,
         registered=settings.security,
+        pulse=True,
     )
 
 

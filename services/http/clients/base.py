@@ -22,6 +22,7 @@ from services.errors import (
 )
 from services.http.clients.file_upload import FileUpload
 from services.http.problems import error_from_problem
+from services.http.raw_body import LINE_SILENCE_S
 from services.schemas.versions import parse
 from services.settings.secrets import checked_secret
 from services.telemetry import trace_headers
@@ -45,13 +46,17 @@ class ServiceClient:
     the current OpenTelemetry span, where there is one.
     """
 
-    def __init__(self, url: str, *, token: str | None = None, timeout_s: float = 60.0) -> None:
+    def __init__(
+        self, url: str, *, token: str | None = None, timeout_s: float = 60.0, pulse: bool = False
+    ) -> None:
         """Connects on first use.
 
         Args:
             url: `http://host:port` of the service.
             token: Sent as `Authorization: Bearer`.
             timeout_s: Longest wait for one answer, all attempts together.
+            pulse: Have the service say that it is at work (`services.http.raw_body.PULSE`): a dead
+                line is found long before an answer that may take minutes is due.
 
         Raises:
             InvalidInputError: As `check_access`.
@@ -60,6 +65,7 @@ class ServiceClient:
         self.url = url.rstrip("/")
         self._timeout_s = timeout_s
         self._token = token
+        self._pulse = pulse
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connections: httpx.AsyncClient | None = None
         self._is_closed = False
@@ -84,7 +90,7 @@ class ServiceClient:
             raise InvalidInputError(f"this client of {self.url} is closed: make another one")
         loop = asyncio.get_running_loop()
         if self._connections is None or self._loop is not loop:
-            self._loop, self._connections = loop, _connections(self.url)
+            self._loop, self._connections = loop, _connections(self.url, self._pulse)
         return self._connections
 
     async def get(self, path: str, answer: type[Answer], *, retry: bool = True) -> Answer:
@@ -116,12 +122,13 @@ class ServiceClient:
     async def put_file(self, path: str, file: Path, answer: type[Answer]) -> Answer:
         """`PUT path` with a file of any size as the body, streamed.
 
-        `timeout_s` is the longest silence here: of a connection that takes no more bytes, or of a
-        service that has them all. A connection that is lost is tried once more, from the start.
+        `timeout_s` is the longest wait here for a service that takes no more bytes, or has them
+        all, and says that it is at work. A connection that is lost or dead is tried once more, from
+        the start.
 
         Raises:
             UnavailableError: Not reachable, or lost twice.
-            WaitTimeoutError: Silent for too long.
+            WaitTimeoutError: It takes no more, or does not answer.
             EngineError: The answer is not an `answer`.
             SggError: The subclass that the service raised, with its detail.
         """
@@ -193,6 +200,8 @@ class ServiceClient:
 
     async def _once(self, method: str, path: str, content: bytes) -> httpx.Response:
         of_body = {"Content-Type": "application/json"} if content else {}
+        if content and self._pulse:
+            of_body["Expect"] = "100-continue"
         try:
             headers = await self._headers() | of_body
             return await self._http.request(method, path, content=content, headers=headers)
@@ -229,13 +238,13 @@ def check_access(url: str, token: str | None, timeout_s: float) -> None:
         raise InvalidInputError(f"timeout_s is a number of seconds over 0, and not {timeout_s!r}")
 
 
-def _connections(url: str) -> httpx.AsyncClient:
+def _connections(url: str, pulse: bool) -> httpx.AsyncClient:
     # trust_env off: a proxy meant for the internet must not see a cluster's requests.
-    # No timeout of httpx's own: it would count each phase anew; `_call` has one deadline.
+    # httpx counts each silence anew; the deadline of the whole is `_call`'s.
     # No limit of connections: callers bound what they have in flight.
     return httpx.AsyncClient(
         base_url=url,
-        timeout=None,  # noqa: S113 - see above
+        timeout=LINE_SILENCE_S if pulse else None,
         limits=httpx.Limits(),
         trust_env=False,
         verify=_tls(),
@@ -249,6 +258,8 @@ def _tls() -> ssl.SSLContext:
 
 
 def _lost(where: str, error: Exception) -> UnavailableError:
+    if isinstance(error, httpx.TimeoutException):
+        return UnavailableError(f"{where}: no word for {LINE_SILENCE_S:g} s: the line is dead")
     return UnavailableError(f"{where} failed on the way: {str(error) or type(error).__name__}")
 
 

@@ -28,10 +28,15 @@ class ProvenClient(ServiceClient):
     """
 
     def __init__(
-        self, url: str, token: str | None, timeout_s: float, registered: SecuritySettings | None
+        self,
+        url: str,
+        token: str | None,
+        timeout_s: float,
+        registered: SecuritySettings | None,
+        pulse: bool,
     ) -> None:
         """Args: registered: Set where `url` stood in Redis; the others as `ServiceClient`'s."""
-        super().__init__(url, token=token, timeout_s=timeout_s)
+        super().__init__(url, token=token, timeout_s=timeout_s, pulse=pulse)
         self._registered = registered
 
     async def _headers(self) -> dict[str, str]:

@@ -24,6 +24,7 @@ class RolloutClient(ProvenClient):
         admin_token: str | None = None,
         timeout_s: float = 300.0,
         registered: SecuritySettings | None = None,
+        pulse: bool = False,
     ) -> None:
         """Connects on first use.
 
@@ -33,9 +34,10 @@ class RolloutClient(ProvenClient):
             admin_token: For weights; `token` where it is None.
             timeout_s: Longest wait for one answer, all attempts together.
             registered: Set where `url` stood in Redis; see `ProvenClient`.
+            pulse: As `ServiceClient`'s.
         """
-        super().__init__(url, token, timeout_s, registered)
-        self._admin = ProvenClient(url, admin_token or token, timeout_s, registered)
+        super().__init__(url, token, timeout_s, registered, pulse)
+        self._admin = ProvenClient(url, admin_token or token, timeout_s, registered, pulse)
 
     async def aclose(self) -> None:
         await super().aclose()
@@ -89,8 +91,9 @@ class RolloutClient(ProvenClient):
     async def upload(self, file: Path, version: Version) -> PolicyInfo:
         """Send a version's safetensors file, to be staged with transport `http` or `lora`.
 
-        Sent once more where the connection is lost. A server that takes nothing for `timeout_s`
-        seconds is given up; there is no limit on the whole.
+        Sent once more where the connection is lost or dead. A server that takes nothing for
+        `timeout_s` seconds, and says that it is at work, is given up; there is no limit on the
+        whole.
 
         Raises:
             UnavailableError: Not reachable, or lost twice.

@@ -32,6 +32,15 @@ SHAPE = Shape(
 )
 
 
+def test_ranks_that_write_a_version_share_it_until_gathering_takes_longer() -> None:
+    rates = replace(RATES, write_s=8.0)
+    assert [rates.exported_s(writers) for writers in (1, 4, 64)] == [8.0, 2.0, 0.25]
+    slow, fast = (
+        Loop(replace(SHAPE, num_writers=writers), rates).run(4, warm_up=2) for writers in (1, 4)
+    )
+    assert slow.step_s - fast.step_s == pytest.approx(6.0)
+
+
 def ends(*groups: tuple[float, Group], rates: Rates, most: int = 64) -> list[float]:
     """When each group ends that comes at its time, by position."""
     env, found = simpy.Environment(), dict[int, float]()

@@ -48,6 +48,8 @@ class MemoryRegistry(Registry):
             raise self.fault
         self.records[record.server_id] = record
 
+    register = heartbeat
+
     async def servers(self, *, starting: bool = False) -> list[ServerRecord]:
         return list(self.records.values())
 

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,12 +12,19 @@ import pytest
 from fastapi import Request
 from pydantic import BaseModel
 
-from services.errors import InvalidInputError, NotFoundError, TooLargeError, WaitTimeoutError
+from services.errors import (
+    InvalidInputError,
+    NotFoundError,
+    TooLargeError,
+    UnavailableError,
+    WaitTimeoutError,
+)
 from services.host.ports import free_port
 from services.http.app import create_app
 from services.http.clients.base import ServiceClient
 from services.http.raw_body import EXTENSION, RawBody
 from services.waiting import in_thread
+from tests.chaos.proxy import Proxy
 from tests.live_servers import served
 from tests.processes import wait_for
 
@@ -43,14 +51,29 @@ class Service:
             streamed_paths=("/files",),
         )
         self.app.put("/files")(self.take)
+        self.app.post("/work")(self.work)
 
-    async def take(self, request: Request, limit: int = 10**12, most: int = 10**12) -> Got:
+    async def work(self, request: Request, seconds: float) -> Got:
+        await request.body()
+        self.num_open += 1
+        await asyncio.sleep(seconds)
+        self.num_open -= 1
+        return got(b"")
+
+    async def take(
+        self,
+        request: Request,
+        limit: int = 10**12,
+        most: int = 10**12,
+        stall_s: float = 0.0,
+    ) -> Got:
         body = RawBody(request.scope, SILENCE_S)
         if body.num_bytes > most:
             raise TooLargeError("that many are not even begun")
 
         def read() -> Got:
             size, digest, buffer = 0, hashlib.sha256(), memoryview(bytearray(1_000_000))
+            time.sleep(stall_s)
             while part := body.readinto(buffer):
                 size += part
                 digest.update(buffer[:part])
@@ -169,6 +192,57 @@ async def test_a_service_that_takes_nothing_is_given_up(big: Path) -> None:
         async with ServiceClient(url, timeout_s=0.5) as client:
             with pytest.raises(WaitTimeoutError, match=r"silence of 0\.5 s"):
                 await client.put_file("/files", big, Got)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that takes a line for dead after 1.5 s without a word."""
+    monkeypatch.setattr("services.http.protocol.PULSE_S", 0.1)
+    monkeypatch.setattr("services.http.clients.file_upload._LOOK_S", 0.1)
+    for module in ("file_upload", "base"):
+        monkeypatch.setattr(f"services.http.clients.{module}.LINE_SILENCE_S", 1.5)
+
+
+@pytest.fixture
+def line(service: Service) -> Iterator[Proxy]:
+    with Proxy(free_port(), int(service.url.rpartition(":")[2])) as line:
+        yield line
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_file_goes_again_where_its_line_dies_without_a_word(
+    service: Service, big: Path, line: Proxy
+) -> None:
+    line.line = "slow"
+    async with ServiceClient(f"http://127.0.0.1:{line.port}", timeout_s=600) as client:
+        sending = asyncio.create_task(client.put_file("/files", big, Got))
+        await asyncio.to_thread(wait_for, "the handler", lambda: service.num_open == 1)
+        line.half_open()
+        line.line = "good"
+        async with asyncio.timeout(60):
+            assert (await sending).num_bytes == BIG + 3
+    await asyncio.to_thread(wait_for, "the handlers' ends", lambda: service.num_open == 0)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_service_that_stalls_says_that_it_is_there(service: Service, big: Path) -> None:
+    """It takes nothing for longer than a line may be silent, as where its disk is busy."""
+    async with ServiceClient(service.url, timeout_s=600, pulse=True) as client:
+        assert (await client.put_file("/files?stall_s=3", big, Got)).num_bytes == BIG + 3
+        assert await client.post("/work?seconds=3", Got(num_bytes=0, sha256=""), Got) == got(b"")
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_no_answer_is_waited_for_on_a_dead_line(service: Service, line: Proxy) -> None:
+    url = f"http://127.0.0.1:{line.port}"
+    async with ServiceClient(url, timeout_s=600, pulse=True) as client:
+        body = Got(num_bytes=0, sha256="")
+        asking = asyncio.create_task(client.post("/work?seconds=2", body, Got, retry=False))
+        await asyncio.to_thread(wait_for, "the handler", lambda: service.num_open == 1)
+        line.half_open()
+        with pytest.raises(UnavailableError, match="the line is dead"):
+            await asking
+    await asyncio.to_thread(wait_for, "the handler's end", lambda: service.num_open == 0)
 
 
 async def test_sending_ends_when_its_task_does(big: Path) -> None:

@@ -263,7 +263,7 @@ def test_an_old_trainer_is_shut_out(
 def test_other_inputs_want_a_flag(
     tmp_path: Path, store: CheckpointStore, guard: WriteGuard, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Dataset, instruction, temperature and rubric; the message has both values of each."""
+    """Dataset, instruction, temperature, rubric and algorithm; the message has both values."""
     make_toy(tmp_path, num_train=4, num_heldout=4)
     own = tmp_path / "own.txt"
     own.write_text("Write {format} as JSON.")
@@ -278,19 +278,26 @@ def test_other_inputs_want_a_flag(
 
     frozen = inputs(trainer={"freeze_vision_tower": True})
     assert frozen.keys() - inputs().keys() == inputs(lora={"rank": 4}).keys() - inputs().keys()
-    assert [*frozen.values()].count("none") == 1, "a checkpoint lacks the model's frozen part"
+    base = [value for name, value in frozen.items() if name.startswith("model.path")]
+    assert base == ["none"], "a checkpoint lacks the model's frozen part"
     with_terms = inputs(reward=terms)
     term.write_text("def polite(predicted, reference): return 0")
     assert inputs(reward=terms) != with_terms
     then = inputs()
     store.write(TrainerState(step=2, data_order=ORDER, inputs=then), Engine().save, Alone())
     assert start(store, guard, inputs=inputs())[0].step == 2
-    hotter = inputs(sampling={"temperature": 0.7}, reward={"rubric": "recall"})
+    hotter = inputs(
+        sampling={"temperature": 0.7},
+        reward={"rubric": "recall"},
+        algorithm={"credit": "element", "beta": 0.04},
+    )
     with pytest.raises(SettingsError, match="--allow-changes") as refused:
         start(store, guard, inputs=hotter)
     assert "  sampling.temperature: 1 then, 0.7 now\n" in refused.value.message
     assert "  reward.rubric: balanced then, recall now\n" in refused.value.message
-    assert "data." not in refused.value.message
+    assert "  algorithm.credit: answer then, element now\n" in refused.value.message
+    assert "  algorithm.beta: 0.0 then, 0.04 now\n" in refused.value.message
+    assert refused.value.message.count(" then, ") == 4
     own.with_name("other.txt").write_text("Write {format} at once.")
     other = inputs("heldout", own.with_name("other.txt"))
     with pytest.raises(SettingsError) as refused:

@@ -30,7 +30,8 @@ from weight_sync.file_format import raw_bytes
 from weight_sync.publishing.publisher import WHOLE_EVERY
 from weight_sync.transports.files import FileSender, StagedFile, delta_file
 from weight_sync.transports.sender import CheckedManifest, Prepared, make_sender
-from weight_sync.transports.uploads import Spool, Uploads
+from weight_sync.transports.uploads.kept import Uploads
+from weight_sync.transports.uploads.spool import Spool
 from weight_sync.updater import WeightUpdater
 
 TRANSPORTS = ("shm", "disk", "http")

@@ -32,8 +32,9 @@ from services.schemas.weights import DigestAlgorithm, StageRequest, Version
 from tests.shm_versions import HASHES, ShmRun, ShmVersion, tensors_of
 from tests.updaters import Content, ToyEngine, settings_of, updater_of
 from weight_sync.file_format import MAX_HEADER_BYTES
-from weight_sync.transports import uploads
-from weight_sync.transports.uploads import IncomingFile, Spool, SpoolFile, spool_folder
+from weight_sync.transports.uploads import spool
+from weight_sync.transports.uploads.incoming import IncomingFile
+from weight_sync.transports.uploads.spool import Spool, SpoolFile, spool_folder
 from weight_sync.updater import WeightUpdater
 
 
@@ -151,6 +152,20 @@ def test_who_opens_a_file_while_it_is_looked_at_ends_no_process(
     finally:
         signal.signal(signal.SIGIO, before)
         file.remove()
+
+
+def test_pages_that_cannot_be_written_again_are_an_error_and_not_the_process_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a full btrfs. Here the file has become too short, which takes a write the same way."""
+    monkeypatch.setattr(spool, "copies_on_write", lambda descriptor: True)
+    file = SpoolFile(tmp_path / "file")
+    for piece in file.pieces(10_000):
+        piece[:] = b"1" * len(piece)
+    os.ftruncate(file.descriptor, 5000)
+    with pytest.raises(OSError, match="No space left"):
+        next(file.pieces(10_000))
+    file.remove()
 
 
 async def test_a_spool_that_others_have_emptied_takes_versions(
@@ -377,7 +392,7 @@ async def test_a_file_of_many_pieces(
     updater: WeightUpdater, shm_run: ShmRun, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     """A piece is hashed while the next one comes, into another buffer."""
-    monkeypatch.setattr(uploads, "_PIECE_BYTES", size)
+    monkeypatch.setattr(spool, "_PIECE_BYTES", size)
     version = shm_run.write(1)
     await send(updater, version)
     await updater.stage(by_http(version))
