@@ -54,7 +54,7 @@ def main() -> None:
         if not _summary(arguments.folder / f"{arm}-{seed}").exists()
     ]
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        list(pool.map(lambda run: train(*run, arguments), todo))
+        list(pool.map(lambda run: train(run[0], run[1], arguments), todo))
     for line in table(arguments.folder, arguments.arms, arguments.seeds):
         print(line)
 
