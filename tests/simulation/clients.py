@@ -56,12 +56,10 @@ class RedisClient:
 
     def register_script(self, text: str) -> Callable[..., Any]:
         """See redis-py."""
+        ask = self._move if text.endswith(lua.COMPLETE) else self._ask
 
         async def run(keys: Sequence[Any] = (), args: Sequence[Any] = ()) -> Any:
-            def work() -> Any:
-                return self._server.script(text, keys, args)
-
-            return await (self._move(work) if text.endswith(lua.COMPLETE) else self._ask(work))
+            return await ask(lambda: self._server.script(text, keys, args))
 
         return run
 

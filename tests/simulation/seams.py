@@ -23,9 +23,13 @@ from typing import Any
 
 from tests.simulation import loop as simulated
 
+_GPU_TTL_S = 18.0
+"""In place of 30 s: still longer than a heartbeat's."""
+
 
 def install() -> None:
     """Put the simulation in place of the world."""
+    _lanes()
     from tests.simulation.trainer_process import SimPolicy
 
     engine = ModuleType("trainer.policy.engine")
@@ -55,6 +59,20 @@ def put(place: str, thing: object) -> None:
     setattr(owner, last, thing)
 
 
+def _lanes() -> None:
+    """Four lanes of prompts in place of sixteen: each claim and each start looks at all."""
+    from services.redis import keys
+
+    assert "rollout_service.queue.lanes" not in sys.modules, "it has all sixteen by now"
+    lane_of, lanes = keys.prompt_stream, keys.PROMPT_LANES
+    kept = lanes[:4]
+    for lane in lanes[len(kept) :]:
+        del keys.CONSUMER_GROUPS[lane]
+    put("services.redis.keys:PROMPT_LANES", kept)
+    place = {lane: kept[i % len(kept)] for i, lane in enumerate(lanes)}
+    put("services.redis.keys:prompt_stream", lambda prompt: place[lane_of(prompt)])
+
+
 def _time() -> None:
     """One clock, and one source of chance."""
     from tests.simulation.redis_server import EPOCH_S
@@ -76,6 +94,14 @@ def _time() -> None:
     uuid.uuid4 = lambda: uuid.UUID(int=World.now.rng.getrandbits(128))
     tempfile._get_candidate_names = lambda: iter(lambda: secrets.token_hex(4), None)
     random.seed(0)
+    # Looks at what seldom changes, of which each is an event or more.
+    put("rollout_service.server:_WATCH_S", 5.0)
+    put("rollout_service.queue.membership:_GPU_POLL_S", 2.0)
+    # A killed server's successor waits for so long.
+    put("rollout_service.queue.membership:GPU_TTL_S", _GPU_TTL_S)
+    put("services.redis.registry:Registry.claim_gpus.__kwdefaults__", {"ttl_s": _GPU_TTL_S})
+    put("rollout_service.queue.worker:_READY_LOOK_S", 0.4)
+    put("trainer.collection.collector:STOP_LOOK_S", 1.5)
 
 
 def _threads() -> None:
