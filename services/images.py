@@ -389,8 +389,12 @@ def _content(path: Path) -> bytes:
 
 def _write_atomically(path: Path, data: bytes) -> None:
     """A reader sees the whole file or none, also after a crash in between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+    folder = path.parent
+    try:
+        handle, name = tempfile.mkstemp(dir=folder, prefix=".new-")
+    except FileNotFoundError:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=folder, prefix=".new-")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

@@ -24,7 +24,20 @@ from typing import Any
 from tests.simulation import loop as simulated
 
 _GPU_TTL_S = 18.0
-"""In place of 30 s: still longer than a heartbeat's."""
+"""A killed server's successor waits for so long. 30 s is the real one; still longer than a
+heartbeat's."""
+_RARER = {
+    "rollout_service.queue.membership:GPU_TTL_S": _GPU_TTL_S,
+    "rollout_service.queue.membership:_GPU_POLL_S": 2.0,
+    "rollout_service.queue.worker:_CLAIM_BLOCK_S": 2.0,
+    "rollout_service.queue.worker:_READY_LOOK_S": 0.4,
+    "rollout_service.server:_WATCH_S": 5.0,
+    "services.redis.queue:_LONGEST_BLOCK_S": 2.0,
+    "trainer.collection.collector:CLAIM_BLOCK_S": 2.0,
+    "trainer.collection.collector:STOP_LOOK_S": 1.5,
+    "weight_sync.publishing.seeder:_LOOK_S": 2.0,
+}
+"""Waits of idle processes, two to twenty times the real ones: each look is an event or more."""
 
 
 def install() -> None:
@@ -94,14 +107,9 @@ def _time() -> None:
     uuid.uuid4 = lambda: uuid.UUID(int=World.now.rng.getrandbits(128))
     tempfile._get_candidate_names = lambda: iter(lambda: secrets.token_hex(4), None)
     random.seed(0)
-    # Looks at what seldom changes, of which each is an event or more.
-    put("rollout_service.server:_WATCH_S", 5.0)
-    put("rollout_service.queue.membership:_GPU_POLL_S", 2.0)
-    # A killed server's successor waits for so long.
-    put("rollout_service.queue.membership:GPU_TTL_S", _GPU_TTL_S)
+    for place, seconds in _RARER.items():
+        put(place, seconds)
     put("services.redis.registry:Registry.claim_gpus.__kwdefaults__", {"ttl_s": _GPU_TTL_S})
-    put("rollout_service.queue.worker:_READY_LOOK_S", 0.4)
-    put("trainer.collection.collector:STOP_LOOK_S", 1.5)
 
 
 def _threads() -> None:
