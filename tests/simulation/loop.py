@@ -102,7 +102,7 @@ class Loop(asyncio.BaseEventLoop):
         asyncio.tasks._all_tasks.add = lambda _: None
         self.set_exception_handler(lambda _loop, _context: None)
 
-    get_debug = staticmethod(bool)  # type: ignore[assignment]  # False; each future asks
+    get_debug = staticmethod(bool)  # it answers False; each future asks
     """As asyncio's."""
 
     def time(self) -> float:

@@ -27,7 +27,6 @@ _GPU_TTL_S = 18.0
 """A killed server's successor waits for so long. 30 s is the real one; still longer than a
 heartbeat's."""
 _RARER = {
-    "rollout_service.queue.membership:GPU_TTL_S": _GPU_TTL_S,
     "rollout_service.queue.membership:_GPU_POLL_S": 2.0,
     "rollout_service.queue.worker:_CLAIM_BLOCK_S": 2.0,
     "rollout_service.queue.worker:_READY_LOOK_S": 0.4,
@@ -109,6 +108,7 @@ def _time() -> None:
     random.seed(0)
     for place, seconds in _RARER.items():
         put(place, seconds)
+    put("rollout_service.queue.membership:GPU_TTL_S", _GPU_TTL_S)
     put("services.redis.registry:Registry.claim_gpus.__kwdefaults__", {"ttl_s": _GPU_TTL_S})
 
 
