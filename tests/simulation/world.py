@@ -31,8 +31,9 @@ from trainer.not_finite import NotFiniteError
 
 PATIENCE_S = 300.0
 """A run is done after so long, whatever befell it in its first seconds."""
-WAIT_TIMEOUT_S = 60
-"""More than all faults together take, so nobody has a reason to give up."""
+WAIT_TIMEOUT_S = 90
+"""More than all faults together take, and than the 60 s for which a version that is sent over a
+dead connection keeps others waiting: nobody has a reason to give up."""
 NUM_ROWS = 20
 _NUM_EPOCHS = 10
 _RUN = "sim"

@@ -127,6 +127,6 @@ def _rewards(record: RolloutRecord) -> dict[str, float]:
 
 
 def spread(values: Sequence[float]) -> float:
-    """The standard deviation of all there are; `statistics.pstdev` takes ten times as long."""
+    """The standard deviation of all there are, without the exact fractions of `statistics`."""
     mean = fmean(values)
     return math.sqrt(fmean((value - mean) ** 2 for value in values))
