@@ -107,8 +107,7 @@ class ImageStore:
         _check_size(len(data))
         ref = ImageRef(sha256=hashlib.sha256(data).hexdigest(), num_bytes=len(data))
         path = self.path(ref)
-        # A file that a crash has torn may have the size of a whole one.
-        if not self.has(ref) or path.read_bytes() != data:
+        if _content(path) != data:  # a file that a crash has torn may have the size of a whole one
             _write_atomically(path, data)
         return ref
 
@@ -152,7 +151,7 @@ class ImageStore:
             NotFoundError: Not in the folder.
         """
         path = self.path(ref)
-        data = path.read_bytes() if path.is_file() else b""
+        data = _content(path)
         if not data:
             raise NotFoundError(f"image {ref.sha256} is not in {self._folder}")
         if not _matches(data, ref):
@@ -380,10 +379,22 @@ def _matches(data: bytes, ref: ImageRef) -> bool:
     return hashlib.sha256(data).hexdigest() == ref.sha256
 
 
+def _content(path: Path) -> bytes:
+    """A file's bytes; none where there is no file."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return b""
+
+
 def _write_atomically(path: Path, data: bytes) -> None:
     """A reader sees the whole file or none, also after a crash in between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+    folder = path.parent
+    try:
+        handle, name = tempfile.mkstemp(dir=folder, prefix=".new-")
+    except FileNotFoundError:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=folder, prefix=".new-")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

@@ -133,14 +133,19 @@ def growing_pauses(first_s: float, longest_s: float) -> Iterator[float]:
 async def ended(*tasks: "asyncio.Future[Any]") -> None:
     """Cancel tasks until each has ended.
 
-    More than once: a cancellation that meets a timeout of a library can be lost in it.
+    More than once: a cancellation that meets a timeout of a library can be lost in it. What calls
+    back when a task ends has been called.
     """
-    running = set(tasks)
+    running = {task for task in tasks if not task.done()}
+    if not running:
+        await asyncio.sleep(0)
     while running:
         for task in running:
             task.cancel()
         _, running = await asyncio.wait(running, timeout=PAUSE_S)
-    await asyncio.gather(*tasks, return_exceptions=True)  # their errors count no more
+    for task in tasks:  # their errors count no more, and nobody says that they were not looked at
+        if not task.cancelled():
+            task.exception()
 
 
 async def in_thread(work: Callable[[], T], stop: Callable[[], object]) -> T:

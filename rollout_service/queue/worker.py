@@ -50,6 +50,8 @@ DATA_ATTEMPTS = 2
 """Failures of the data itself, after which a group is dead. Others: `redis.max_deliveries`."""
 _DATA_MARK = "data: "
 _CLAIM_BLOCK_S = 1.0
+_READY_LOOK_S = 0.1
+"""Between looks whether this server may take work."""
 _IMAGE_WAIT_S = 15.0
 """The trainer looks for new hosts more often than that."""
 _HAND_BACK_S = 5.0
@@ -166,10 +168,11 @@ class QueueWorker:
 
     async def _claim(self) -> Lease | None:
         """One group, or None after a while without."""
-        await self._pause(self._pause_s)
+        if self._pause_s:
+            await self._pause(self._pause_s)
         server = self._server
         if server.why_not_ready() or server.unheard or self._is_behind():
-            await self._pause(0.1)
+            await self._pause(_READY_LOOK_S)
             return None
         try:
             # Not to be cancelled: an item that Redis has just handed out would stay leased.

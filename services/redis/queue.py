@@ -86,6 +86,7 @@ class RedisQueue:
         self._redis = client
         self._keys = keys
         self._max_expiries = max_expiries
+        self._scripts: dict[str, Any] = {}
 
     async def enqueue(self, stream: str, work_id: str, body: bytes) -> bool:
         """Add an item unless one with this `work_id` was ever added to this stream.
@@ -296,10 +297,10 @@ class RedisQueue:
                         raise
 
     async def _call(self, script: str, *args: str | bytes | float) -> Any:
+        if (move := self._scripts.get(script)) is None:  # to register it hashes its text
+            move = self._scripts[script] = self._redis.register_script(lua.PRELUDE + script)
         with redis_errors(self._redis):
-            return await self._redis.register_script(lua.PRELUDE + script)(
-                args=[self._keys.prefix, GUARD_TTL_S, *args]
-            )
+            return await move(args=[self._keys.prefix, GUARD_TTL_S, *args])
 
 
 def stream_names(streams: str | Sequence[str]) -> list[str]:

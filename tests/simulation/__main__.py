@@ -153,6 +153,7 @@ def _prepare(fault: str | None, level: int = logging.ERROR) -> None:
     logging.basicConfig(level=level, handlers=[ErrorNotes()], force=True)
     if fault:
         known_faults.FAULTS[fault]()
+    gc.freeze()  # what is imported stays, and is not looked through after each schedule
 
 
 def _run(seeds: range, fault: str | None, ends_at_first: bool) -> Tally:

@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from pydantic_core import from_json
+
 from services.redis.keys import RunKeys
 from services.schemas.groups import TrainGroup
 from trainer.collection.cursor import CursorState
@@ -102,7 +104,7 @@ class Checker:
         for file in (files.metrics, files.ledger):
             text = file.read_text() if file.exists() else ""
             try:
-                lines: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
+                lines: list[dict[str, Any]] = [from_json(line) for line in text.splitlines()]
             except ValueError:
                 self._world.violated("torn ledger", f"{file.name}: {text[-200:]!r}")
                 return None
@@ -117,12 +119,12 @@ class Checker:
         files = self._world.settings.run.files
         told = sorted(
             (line["step"], name)
-            for line in map(json.loads, files.ledger.read_text().splitlines())
+            for line in map(from_json, files.ledger.read_text().splitlines())
             for key in ("group_ids", "stale", "dead", "no_spread")
             for name in line[key]
         )
         index = files.rollouts / "index.rank0.jsonl"
-        lines = [json.loads(line) for line in index.read_text().splitlines()]
+        lines = [from_json(line) for line in index.read_text().splitlines()]
         found = sorted((line["step"], line["group_id"]) for line in lines)
         if found != told:
             text = f"more: {_without(found, told)}, missing: {_without(told, found)}"

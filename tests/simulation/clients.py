@@ -56,12 +56,14 @@ class RedisClient:
 
     def register_script(self, text: str) -> Callable[..., Any]:
         """See redis-py."""
+        ask = self._ask
+        if text.endswith(lua.COMPLETE):
+            ask = self._move
+        elif text.endswith(lua.PURGE):
+            ask = self._purge
 
         async def run(keys: Sequence[Any] = (), args: Sequence[Any] = ()) -> Any:
-            def work() -> Any:
-                return self._server.script(text, keys, args)
-
-            return await (self._move(work) if text.endswith(lua.COMPLETE) else self._ask(work))
+            return await ask(lambda: self._server.script(text, keys, args))
 
         return run
 
@@ -70,6 +72,11 @@ class RedisClient:
         me = PROCESS.get()
         assert me is not None
         return await self._ask(lambda: self._world.after_move(me, work))
+
+    async def _purge(self, work: Callable[[], Any]) -> Any:
+        """A script that a trainer begins with."""
+        self._world.before_purge()
+        return await self._ask(work)
 
     def pipeline(self, *, transaction: bool = True) -> "Pipeline":
         """See redis-py."""
@@ -148,7 +155,7 @@ class NearRedis(RedisClient):
         found = work()
         return await found if isinstance(found, asyncio.Future) else found
 
-    _move = _ask
+    _move = _purge = _ask
 
 
 class Pipeline:

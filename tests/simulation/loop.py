@@ -45,13 +45,6 @@ class Handle:
         """As asyncio's."""
         self.is_cancelled = True
 
-    def run(self) -> None:
-        """As asyncio's `_run`, which would log what is raised."""
-        try:  # noqa: SIM105 - a third of the time
-            self.context.run(self.callback, *self.args)
-        except (Exception, asyncio.CancelledError):  # noqa: BLE001
-            pass
-
     def cancelled(self) -> bool:
         """As asyncio's."""
         return self.is_cancelled
@@ -108,6 +101,9 @@ class Loop(asyncio.BaseEventLoop):
         # asyncio's list of all tasks, a weak set, takes longer than what most of them do.
         asyncio.tasks._all_tasks.add = lambda _: None
         self.set_exception_handler(lambda _loop, _context: None)
+
+    get_debug = staticmethod(bool)  # it answers False; each future asks
+    """As asyncio's."""
 
     def time(self) -> float:
         """Simulated seconds."""
@@ -174,8 +170,10 @@ class Loop(asyncio.BaseEventLoop):
     def close(self) -> None:
         """Nothing runs any more; what was under way ends without effect."""
         for thing in self.graveyard:
+            if thing.dead if (is_thread := isinstance(thing, greenlet)) else thing.done():
+                continue
             with suppress(BaseException):
-                if isinstance(thing, greenlet):
+                if is_thread:
                     thing.throw()
                 else:
                     thing.get_coro().close()
@@ -193,16 +191,9 @@ class Loop(asyncio.BaseEventLoop):
         return task
 
     def _run_once(self) -> None:
-        timers, ready = self._timers, self._ready
-        while timers and timers[0][2].is_cancelled:
-            heapq.heappop(timers)
-        if not ready:
-            if not timers:
-                raise RuntimeError("nothing will ever happen again")
-            self.now = max(self.now, timers[0][0])
-        while timers and timers[0][0] <= self.now:
-            ready.append(heapq.heappop(timers)[2])
-        for _ in range(len(ready)):
+        """All that is ready, and then what is due next."""
+        ready = self._ready
+        while ready:
             handle = ready.popleft()
             if handle.is_cancelled:
                 continue
@@ -214,7 +205,24 @@ class Loop(asyncio.BaseEventLoop):
                     process.held.append(handle)
                     continue
             self.num_run += 1
-            handle.run()
+            try:  # noqa: SIM105 - a third of the time
+                handle.context.run(handle.callback, *handle.args)
+            except (Exception, asyncio.CancelledError):  # noqa: BLE001 - asyncio would log it
+                pass
+            if self._stopping:
+                return
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Time jumps to what is due next."""
+        timers, ready = self._timers, self._ready
+        while timers and timers[0][2].is_cancelled:
+            heapq.heappop(timers)
+        if not timers:
+            raise RuntimeError("nothing will ever happen again")
+        self.now = max(self.now, timers[0][0])
+        while timers and timers[0][0] <= self.now:
+            ready.append(heapq.heappop(timers)[2])
 
 
 def _hub(_: Loop) -> greenlet:
@@ -346,6 +354,7 @@ class BlockingQueue:
     def __init__(self, size: int = 0) -> None:
         self._size = size
         self._items: deque[Any] = deque()
+        self._waiting: list[asyncio.Future[None]] = []
 
     def __class_getitem__(cls, _: Any) -> type["BlockingQueue"]:
         return cls
@@ -356,20 +365,42 @@ class BlockingQueue:
         while len(self._items) >= self._size:
             if running_loop().now >= until:
                 raise queue.Full
-            sleep(0.01)
+            self._wait(until)
         self._items.append(item)
+        self._tell()
 
     def get(self) -> Any:
         """As the real one's."""
         while not self._items:
-            sleep(0.01)
-        return self._items.popleft()
+            self._wait()
+        return self.get_nowait()
 
     def get_nowait(self) -> Any:
         """As the real one's."""
         if not self._items:
             raise queue.Empty
-        return self._items.popleft()
+        item = self._items.popleft()
+        self._tell()
+        return item
+
+    def _wait(self, until: float | None = None) -> None:
+        """For the next item that comes or goes, or until then."""
+        changed: asyncio.Future[None] = running_loop().create_future()
+        self._waiting.append(changed)
+        timer = None if until is None else running_loop().call_at(until, _end_wait, changed)
+        block_on(changed)
+        if timer is not None:
+            timer.cancel()
+
+    def _tell(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for changed in waiting:
+            _end_wait(changed)
+
+
+def _end_wait(changed: "asyncio.Future[None]") -> None:
+    if not changed.done():
+        changed.set_result(None)
 
 
 class LoopThread:

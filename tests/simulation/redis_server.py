@@ -8,7 +8,7 @@ from redis.exceptions import BusyLoadingError, ReadOnlyError, RedisError, Respon
 
 from tests.simulation.loop import Process
 from tests.simulation.network import Network
-from tests.simulation.redis_twin import RedisTwin, Waiter
+from tests.simulation.redis_twin import RedisTwin, Waiter, as_bytes
 
 EPOCH_S = 1_800_000_000.0
 _REFUSALS: dict[str, RedisError] = {
@@ -64,7 +64,7 @@ class RedisServer:
             else:
                 answered.set_result(found)
 
-        waiter = self.twin.wait([_bytes(each) for each in args], answer)
+        waiter = self.twin.wait([as_bytes(each) for each in args], answer)
         if waiter is not None:
             self._loop.call_later(block_s, self._nothing, waiter, answered)
         return answered
@@ -77,7 +77,3 @@ class RedisServer:
     def _refuse(self) -> None:
         if self.refusal is not None:
             raise _REFUSALS[self.refusal]
-
-
-def _bytes(value: Any) -> bytes:
-    return value if isinstance(value, bytes) else str(value).encode()

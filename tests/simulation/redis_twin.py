@@ -83,7 +83,7 @@ class RedisTwin:
         """
         self.num_calls += 1
         try:
-            return self.run([_bytes(each) for each in args])
+            return self.run([as_bytes(each) for each in args])
         finally:
             self._serve_waiters()
 
@@ -91,7 +91,7 @@ class RedisTwin:
         """Run a script."""
         self.num_calls += 1
         try:
-            return _lua().run(self, text, [_bytes(k) for k in keys], [_bytes(a) for a in args])
+            return _lua().run(self, text, [as_bytes(k) for k in keys], [as_bytes(a) for a in args])
         finally:
             self._serve_waiters()
 
@@ -412,6 +412,7 @@ class _Lua:
         )
         make(self._call, self._pcall, self._encode, self._decode)
         self._is_table = luajit21.lua_type
+        self._list = self._runtime.eval(b"function(...) return {...} end")
         self._nothing = self._runtime.table()
         """Scripts only look into what they get."""
 
@@ -421,8 +422,7 @@ class _Lua:
         if function is None:
             source = f"function(KEYS, ARGV)\n{text}\nend".encode()
             function = self._functions[text] = self._runtime.eval(source)
-        table = self._runtime.table_from
-        return self._from_lua(function(table(keys), table(args)))
+        return self._from_lua(function(self._list(*keys), self._list(*args)))
 
     def _call(self, *args: Any) -> Any:
         found = self.twin.run([e if type(e) is bytes else _lua_bytes(e) for e in args])
@@ -441,10 +441,9 @@ class _Lua:
         if kind is list:
             if not found:
                 return self._nothing
-            return self._runtime.table_from([self._to_lua(each) for each in found])
+            return self._list(*map(self._to_lua, found))
         if kind is dict:
-            flat = [each for pair in found.items() for each in pair]
-            return self._runtime.table_from(flat)
+            return self._list(*[each for pair in found.items() for each in pair])
         if kind is Status:
             return self._runtime.table_from({b"ok": bytes(found)})
         return False if found is None else found
@@ -495,7 +494,8 @@ def _lua() -> _Lua:
     return _Lua()
 
 
-def _bytes(value: Any) -> bytes:
+def as_bytes(value: Any) -> bytes:
+    """A command's word, as it is sent."""
     return value if type(value) is bytes else str(value).encode()
 
 

@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-FAULTS_S = 12.0
+FAULTS_S = 9.0
 """Faults begin in this time; then the run is left alone."""
 HOSTS = ("trainer", "reward", "redis")
 
@@ -80,24 +80,26 @@ def plan(seed: int) -> Plan:
     rng = random.Random(f"{seed}/plan")
     num_servers = rng.choice((1, 2, 2, 3))
     not_finite = rng.choice((0.0, 0.0, 0.0, 0.4))
+    lag, long_answers = rng.choice((0, 0, 1, 1, 2)), rng.choice((0.0, 0.0, 0.2))
     made = Plan(
         seed=seed,
-        lag=rng.choice((0, 0, 1, 1, 2)),
+        lag=lag,
         is_tight=rng.random() < 0.5,
-        groups_per_step=rng.choice((2, 3)),
-        # Two steps that fail in a row, and what comes of it, take some more.
-        num_steps=rng.randrange(3, 6) + (2 if not_finite else 0),
+        groups_per_step=rng.choice((2, 2, 3)),
+        # Two steps that fail in a row, or a group that others overtake, and what comes of it, take
+        # some more.
+        num_steps=rng.choice((2, 3, 3, 4)) + (2 if not_finite or (lag and long_answers) else 0),
         checkpoint_every=rng.choice((1, 2, 2, 3)),
         num_servers=num_servers,
         transport=rng.choice(("disk", "http")),
         dynamic_sampling=rng.random() < 0.25,
         has_bad_rows=rng.random() < 0.25,
         not_finite=not_finite,
-        long_answers=rng.choice((0.0, 0.0, 0.2)),
-        token_s=rng.choice((0.2, 0.5, 1.0)),
-        train_s=rng.choice((0.3, 2.0, 5.0)),
+        long_answers=long_answers,
+        token_s=rng.choice((0.1, 0.3, 1.0)),
+        train_s=rng.choice((0.3, 1.0, 3.0)),
     )
-    faults = [_fault(rng, num_servers) for _ in range(rng.randrange(1, 9))]
+    faults = [_fault(rng, num_servers) for _ in range(rng.randrange(1, 7))]
     faults.sort(key=lambda fault: fault.at_s)
     return Plan(**{**_fields(made), "faults": tuple(faults)})
 
@@ -109,6 +111,7 @@ _KINDS = {
     "stop": 4,
     "pause": 4,
     "zombie": 5,
+    "zombie_in_start": 1,
     "kill_redis": 2,
     "empty_redis": 2,
     "refuse": 2,

@@ -23,9 +23,25 @@ from typing import Any
 
 from tests.simulation import loop as simulated
 
+_GPU_TTL_S = 18.0
+"""A killed server's successor waits for so long. 30 s is the real one; still longer than a
+heartbeat's."""
+_RARER = {
+    "rollout_service.queue.membership:_GPU_POLL_S": 2.0,
+    "rollout_service.queue.worker:_CLAIM_BLOCK_S": 2.0,
+    "rollout_service.queue.worker:_READY_LOOK_S": 0.4,
+    "rollout_service.server:_WATCH_S": 5.0,
+    "services.redis.queue:_LONGEST_BLOCK_S": 2.0,
+    "trainer.collection.collector:CLAIM_BLOCK_S": 2.0,
+    "trainer.collection.collector:STOP_LOOK_S": 1.5,
+    "weight_sync.publishing.seeder:_LOOK_S": 2.0,
+}
+"""Waits of idle processes, two to twenty times the real ones: each look is an event or more."""
+
 
 def install() -> None:
     """Put the simulation in place of the world."""
+    _lanes()
     from tests.simulation.trainer_process import SimPolicy
 
     engine = ModuleType("trainer.policy.engine")
@@ -55,6 +71,20 @@ def put(place: str, thing: object) -> None:
     setattr(owner, last, thing)
 
 
+def _lanes() -> None:
+    """Four lanes of prompts in place of sixteen: each claim and each start looks at all."""
+    from services.redis import keys
+
+    assert "rollout_service.queue.lanes" not in sys.modules, "it has all sixteen by now"
+    lane_of, lanes = keys.prompt_stream, keys.PROMPT_LANES
+    kept = lanes[:4]
+    for lane in lanes[len(kept) :]:
+        del keys.CONSUMER_GROUPS[lane]
+    put("services.redis.keys:PROMPT_LANES", kept)
+    place = {lane: kept[i % len(kept)] for i, lane in enumerate(lanes)}
+    put("services.redis.keys:prompt_stream", lambda prompt: place[lane_of(prompt)])
+
+
 def _time() -> None:
     """One clock, and one source of chance."""
     from tests.simulation.redis_server import EPOCH_S
@@ -76,6 +106,10 @@ def _time() -> None:
     uuid.uuid4 = lambda: uuid.UUID(int=World.now.rng.getrandbits(128))
     tempfile._get_candidate_names = lambda: iter(lambda: secrets.token_hex(4), None)
     random.seed(0)
+    for place, seconds in _RARER.items():
+        put(place, seconds)
+    put("rollout_service.queue.membership:GPU_TTL_S", _GPU_TTL_S)
+    put("services.redis.registry:Registry.claim_gpus.__kwdefaults__", {"ttl_s": _GPU_TTL_S})
 
 
 def _threads() -> None:

@@ -31,8 +31,9 @@ from trainer.not_finite import NotFiniteError
 
 PATIENCE_S = 300.0
 """A run is done after so long, whatever befell it in its first seconds."""
-WAIT_TIMEOUT_S = 60
-"""More than all faults together take, so nobody has a reason to give up."""
+WAIT_TIMEOUT_S = 90
+"""More than all faults together take, and than the 60 s for which a version that is sent over a
+dead connection keeps others waiting: nobody has a reason to give up."""
 NUM_ROWS = 20
 _NUM_EPOCHS = 10
 _RUN = "sim"
@@ -87,6 +88,8 @@ class World:
         that have the text."""
         self.kill_in_moves: dict[str, int] = {}
         """By server: groups until it is killed right after Redis has ended one."""
+        self.zombie_in_start: Fault | None = None
+        """Befalls the next trainer that sets aside what an earlier one has asked for."""
         self.disk_full = False
         self.num_starts = 0
 
@@ -139,6 +142,13 @@ class World:
             self.note(f"{host.name} is killed after it has ended a group")
             self._part(host.name).kill()
         return found
+
+    def before_purge(self) -> None:
+        """The trainer sets old groups aside; it may stand still before it does."""
+        fault, self.zombie_in_start = self.zombie_in_start, None
+        if fault is not None:
+            self.note("a trainer stands still in its start")
+            Context().run(self._zombie, fault)  # its own timers would stand still with it
 
     def ended(self, host: Process) -> None:
         """A process is gone: nothing of it runs any more."""
@@ -245,6 +255,11 @@ class World:
         if self._host("trainer") is not None:
             self._pause(fault)
             self.loop.call_later(min(1.5, fault.for_s / 2), self.trainer.start)
+
+    def _zombie_in_start(self, fault: Fault) -> None:
+        """The trainer dies; its successor stands still in its start, and is taken for dead."""
+        self._kill(fault)
+        self.zombie_in_start = fault
 
     def _kill_redis(self, fault: Fault) -> None:
         if self.redis.process.alive:

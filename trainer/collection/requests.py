@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from scene_data.dataset import UnusableRowError
-from services.errors import InvalidInputError, TooLargeError
+from services.errors import InvalidInputError, NotFoundError, TooLargeError
 from services.redis.keys import prompt_stream
 from services.redis.queue import RedisQueue
 from services.schemas.prompts import PromptGroup
@@ -90,10 +90,16 @@ class GroupRequests:
         opened = self.pool.get(prompt.work_id)
         if opened is None or opened.source is None:  # it is dead by now
             return
-        await asyncio.to_thread(self.prompts.restore_image, prompt, opened.source)
-        await self.sharing.share(prompt.images)
+        try:
+            await self._share(prompt, opened.source)
+        except NotFoundError:  # somebody took the image, or damaged it, in between
+            await self._share(prompt, opened.source)
         body = prompt.model_dump_json().encode()
         await self.queue.enqueue(prompt_stream(prompt), prompt.work_id, body)
+
+    async def _share(self, prompt: PromptGroup, source: GroupSource) -> None:
+        await asyncio.to_thread(self.prompts.restore_image, prompt, source)
+        await self.sharing.share(prompt.images)
 
     async def ask_again(self, since_version: int = 0) -> None:
         """Ask for what Redis may have lost, and for what had to wait for a version.

@@ -28,7 +28,7 @@ class WriteGuard:
     def latest(self) -> int:
         """The latest incarnation that wrote here; 0 before the first, or where a crash cut it."""
         try:
-            return int(self._file.read_text())
+            return int(self._file.read_bytes())
         except (FileNotFoundError, ValueError):
             return 0
 

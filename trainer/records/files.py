@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain
-from statistics import fmean, pstdev
+from statistics import fmean
 from typing import Any, get_args
 
 from services.run_folder import LedgerRow
@@ -14,6 +14,7 @@ from services.settings import Settings
 from services.waiting import RoomWait
 from trainer.ranks.write_guard import WriteGuard
 from trainer.records.events import EventLog
+from trainer.records.index_lines import spread
 from trainer.records.phases import PhaseClock
 from trainer.records.rollout_files import RolloutFiles
 from trainer.records.step_lines import StepLines
@@ -110,7 +111,7 @@ def step_metrics(batch: StepBatch, policy_version: int) -> dict[str, Any]:
     totals = [r.total for r in rewards]
     return {
         "reward_mean": fmean(totals),
-        "reward_std": pstdev(totals),
+        "reward_std": spread(totals),
         "reward_min": min(totals),
         "reward_max": max(totals),
         "reward_terms": {

@@ -1,10 +1,11 @@
 """What the index of a run's groups says about one."""
 
 import json
+import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from statistics import fmean, pstdev
+from collections.abc import Iterable, Iterator, Sequence
+from statistics import fmean
 
 from scene_graph.graph import NORMAL_IDS
 from scene_graph.notations.answer import NotationName
@@ -122,4 +123,10 @@ def _rewards(record: RolloutRecord) -> dict[str, float]:
     totals = [reward.total for reward in record.rewards]
     if not totals:
         return {}
-    return {"mean": fmean(totals), "std": pstdev(totals), "min": min(totals), "max": max(totals)}
+    return {"mean": fmean(totals), "std": spread(totals), "min": min(totals), "max": max(totals)}
+
+
+def spread(values: Sequence[float]) -> float:
+    """The standard deviation of all there are, without the exact fractions of `statistics`."""
+    mean = fmean(values)
+    return math.sqrt(fmean((value - mean) ** 2 for value in values))

@@ -1,11 +1,12 @@
 import asyncio
+import gc
 import math
 from itertools import islice
 
 import pytest
 
 from services.errors import ConflictError, EngineError, UnavailableError, WaitTimeoutError
-from services.waiting import Patience, WaitNotice, growing_pauses, racing, until_available
+from services.waiting import Patience, WaitNotice, ended, growing_pauses, racing, until_available
 
 
 async def test_repeats_until_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,3 +109,26 @@ async def test_who_waits_for_a_service_says_it(
 
     assert await until_available(work, timeout_s=math.inf) == 7
     assert caplog.messages == ["Redis is away; trying again", "waiting 0 s: Redis is away"]
+
+
+async def test_what_a_task_calls_back_is_called_once_it_has_ended() -> None:
+    async def work() -> None:
+        return None
+
+    tasks = {asyncio.create_task(work()), asyncio.create_task(asyncio.sleep(60))}
+    for task in tasks:
+        task.add_done_callback(tasks.discard)
+    while tasks:  # a task that is done, and has not called back yet, would go round for ever
+        await ended(*tasks)
+
+
+async def test_errors_of_what_was_ended_are_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    async def work() -> None:
+        raise EngineError("too late")
+
+    task = asyncio.create_task(work())
+    await asyncio.wait({task})
+    await ended(task)
+    del task
+    gc.collect()
+    assert not caplog.records

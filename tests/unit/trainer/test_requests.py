@@ -15,6 +15,7 @@ from scene_graph.notations.notation import answer_grammar
 from services.models.grammar_library import grammar_library
 from services.redis.client import connect
 from services.redis.keys import PROMPT_LANES
+from services.schemas.common import ImageRef
 from services.schemas.prompts import PromptGroup
 from services.settings import Settings
 from services.telemetry import Tracing
@@ -100,6 +101,30 @@ async def test_the_next_steps_prompts_are_made_while_there_is_no_room(settings: 
     assert {prompt.index for prompt in second} == {rows[2], rows[4]}
     assert {prompt.min_policy_version for prompt in second} == {1}
     assert [unused.position for unused in requests.pool._unused] == [3], "only now it is dead"
+    requests.close()
+
+
+class Robbed(ImageSharing):
+    """Somebody empties the folder of images just before the first one is shared."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings, connect(settings.redis))
+        self.was_robbed = False
+
+    async def share(self, images: Sequence[ImageRef]) -> None:
+        if not self.was_robbed:
+            self.was_robbed = True
+            self._images.remove([image.sha256 for image in images])
+        for image in images:
+            self._images.get(image)
+
+
+async def test_an_image_that_is_taken_before_it_is_shared_is_put_again(settings: Settings) -> None:
+    queue = MemoryQueue()
+    rows = Rows([noise_sample(random.Random(i)) for i in range(ROWS)])
+    requests = replace(requests_of(settings, rows, queue), sharing=Robbed(settings))
+    await requests.fill()
+    assert len(await asked(queue)) == GROUPS
     requests.close()
 
 
