@@ -1,10 +1,10 @@
 """The groups of a run, whole, with an index: for people and for tests."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 from services.host.sync import sync
 from services.run_folder.index_line import IndexLine
@@ -142,7 +142,8 @@ class RolloutFiles:
     def _write(self, name: str, records: Iterable[RolloutRecord]) -> list[IndexLine]:
         """Write a file whole or not at all; the lines of the index that say what is in it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        draft = self.folder / f"{name.removesuffix('.jsonl.gz')}.draft-{os.getpid()}"
+        # Of its own: trainers in two containers may have one process number.
+        draft = self.folder / f"{name.removesuffix('.jsonl.gz')}.draft-{uuid4().hex}"
         lines, bodies, offset = list[IndexLine](), list[bytes](), 0
         for record in records:
             bodies.append(packed(record))

@@ -477,6 +477,29 @@ def test_what_fails_beside_a_step_is_raised_by_what_comes_next(tmp_path: Path) -
         assert not list(tmp_path.iterdir())
 
 
+def test_trainers_with_one_process_number_have_drafts_of_their_own(tmp_path: Path) -> None:
+    """In containers both may have it: the one taken for dead leaves its successor's draft alone."""
+
+    checks = iter(range(2))
+
+    def refuse() -> None:
+        if next(checks):  # its draft is written
+            raise SupersededError(1)
+
+    old = RolloutFiles(tmp_path, rank=0, keep=0, check=refuse)
+
+    def meanwhile() -> None:  # before the successor's draft gets its name
+        if list(tmp_path.glob("*.draft-*")):
+            old.write(0, [group(3, [1.0])], [[-0.1]])
+            with pytest.raises(SupersededError):
+                old.wait()
+
+    new = RolloutFiles(tmp_path, rank=0, keep=0, check=meanwhile)
+    new.write(0, [group(3, [1.0])], [[-0.1]])
+    new.wait()
+    assert [file.name for file in tmp_path.iterdir()] == ["step-000000.rank0.jsonl.gz"]
+
+
 def test_metrics_of_a_step() -> None:
     two_versions = group(1, [2.0, 2.0], version=3, status="no_answer")
     two_versions.rollout.completions[1].policy_versions[:] = [
