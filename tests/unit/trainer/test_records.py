@@ -479,7 +479,6 @@ def test_what_fails_beside_a_step_is_raised_by_what_comes_next(tmp_path: Path) -
 
 def test_trainers_with_one_process_number_have_drafts_of_their_own(tmp_path: Path) -> None:
     """In containers both may have it: the one taken for dead leaves its successor's draft alone."""
-
     checks = iter(range(2))
 
     def refuse() -> None:
