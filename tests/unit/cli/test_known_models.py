@@ -5,6 +5,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from cli.main import app
@@ -30,6 +31,7 @@ COMMANDS = {
 
 def config(folder: Path, model_type: str, more: str = "") -> Path:
     (folder / "m").mkdir()
+    Image.new("RGB", (56, 56)).save(folder / "a.jpg")
     found = {"model_type": model_type, "text_config": {}}
     (folder / "m" / "config.json").write_text(json.dumps(found))
     file = folder / "run.toml"
