@@ -33,9 +33,9 @@ def relation(first: Cells, second: Cells, level: Level) -> tuple[str, bool]:
     Returns:
         The predicate, and whether the first one is the subject.
     """
-    if contains(first, second):
+    if _contains(first, second):
         return "inside", False
-    if contains(second, first):
+    if _contains(second, first):
         return "inside", True
     if level == 2:
         if overlap(first, second):
@@ -66,7 +66,7 @@ def touch(a: Cells, b: Cells) -> bool:
     return beside or stacked
 
 
-def contains(outer: Cells, inner: Cells) -> bool:
+def _contains(outer: Cells, inner: Cells) -> bool:
     """With a margin on every side."""
     return (
         outer[0] < inner[0] and outer[1] < inner[1] and outer[2] > inner[2] and outer[3] > inner[3]
@@ -83,7 +83,7 @@ def _place_apart(rng: Rng) -> list[Cells]:
         while len(boxes) < num_shapes:
             boxes.append(_square(rng, int(rng.integers(2, 5))))
         pairs = itertools.combinations(boxes, 2)
-        if all(not overlap(*pair) or contains(*pair) for pair in pairs):
+        if all(not overlap(*pair) or _contains(*pair) for pair in pairs):
             return boxes
 
 
