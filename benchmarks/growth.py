@@ -42,9 +42,8 @@ from services.redis.queue import RedisQueue
 from services.redis.server import redis_server_command
 from services.schemas.weights import Version
 from services.settings import Settings, dump_settings
-from tests.alone import Alone
+from tests.alone import Alone, first_start
 from tests.processes import sgg_process, wait_ready
-from trainer.checkpoints.checkpoint import TrainerState
 from trainer.collection.prompts import PromptSource
 from trainer.connection import ServiceConnection
 from trainer.records.files import RunRecords, ledger_line, metrics_line
@@ -203,7 +202,7 @@ def train(settings: Settings, seconds: float, processes: dict[str, int]) -> list
     records = RunRecords(settings, 0)
     records.cut_to(0)
     lines: list[dict[str, float]] = []
-    with ServiceConnection(settings, prompts, TrainerState(), Alone()) as link:
+    with ServiceConnection(settings, prompts, first_start(settings), Alone()) as link:
         link.start(weights(0), 0)
         began = time.monotonic()
         for step in itertools.count():

@@ -3,7 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from services.settings import Settings
 from trainer.algorithms.stats import Stats
+from trainer.checkpoints.checkpoint import TrainerState
+from trainer.connection import take_incarnation
 from trainer.ranks.group import Ranks, T
 
 
@@ -31,3 +34,8 @@ class Alone(Ranks):
 
     def combine(self, stats: Stats) -> dict[str, float]:
         return {name: float(value / count) for name, (value, count) in stats.sums.items()}
+
+
+def first_start(settings: Settings, ranks: Ranks | None = None) -> TrainerState:
+    """Step 0 of a start of the trainer that has its number."""
+    return TrainerState(incarnation=take_incarnation(settings, ranks or Alone()))

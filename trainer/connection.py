@@ -46,7 +46,7 @@ _STOP_LOOK_S = 0.5
 
 
 class _Main:
-    """Rank 0's collector, publisher and incarnation."""
+    """Rank 0's collector and publisher."""
 
     def __init__(
         self,
@@ -56,10 +56,9 @@ class _Main:
         stop: StopRequest,
         events: EventLog,
     ) -> None:
-        """Take a new incarnation: every earlier start is shut out."""
         self._settings = settings
         self.stop = stop
-        self.incarnation = prompts.incarnation = asyncio.run(_next_incarnation(settings, state))
+        self.incarnation = prompts.incarnation = state.incarnation
         self.collector = Collector(settings, prompts, Cursor(state.cursor), stop, events)
         self._events = events
         self.publisher = WeightPublisher(settings, self.incarnation)
@@ -167,7 +166,16 @@ class ServiceConnection:
         stop: StopRequest | None = None,
         events: EventLog | None = None,
     ) -> None:
-        """Connect. Rank 0 takes a new incarnation: every earlier start is shut out."""
+        """Connect.
+
+        Args:
+            settings: The run's.
+            prompts: What is asked for each position.
+            state: Where this start begins, with the number from `take_incarnation`.
+            ranks: The trainer's.
+            stop: Only rank 0's decides.
+            events: Rank 0's.
+        """
         traits = settings.weights.traits
         asynchronous = settings.trainer.max_policy_lag > 0
         self._beside_training = traits.through_file and asynchronous
@@ -180,13 +188,11 @@ class ServiceConnection:
         """Whether a version is under way; the same on every rank."""
         self._main: _Main | None = None
 
-        def connect_main() -> int:
+        def connect_main() -> None:
             told = events or EventLog()
             self._main = _Main(settings, prompts, state, stop or StopRequest(), told)
-            return self._main.incarnation
 
-        self.incarnation = ranks.from_main(connect_main, int)
-        """The number of this start of the trainer, on every rank."""
+        ranks.from_main(connect_main, None)
         self.file = SharedFile(settings, ranks, stop or StopRequest())
         # `take` runs beside the training loop, and collectives of two threads must not meet.
         self._batch_ranks = ranks.beside()
@@ -285,7 +291,7 @@ class ServiceConnection:
         """What a checkpoint after `step` steps keeps."""
         self._wait_for_servers()  # until then the last batch is not done with
         cursor = self._on_main(lambda main: main.collector.cursor_state(), CursorState)
-        changes = {"step": step, "cursor": cursor, "incarnation": self.incarnation}
+        changes = {"step": step, "cursor": cursor}
         return self._state.model_copy(update=changes)
 
     def _stops(self) -> bool:
@@ -334,14 +340,22 @@ class ServiceConnection:
         return (ranks or self._ranks).from_main(on_main, kind)
 
 
-async def _next_incarnation(settings: Settings, state: TrainerState) -> int:
-    """Higher than the checkpoint's, than Redis remembers, and than any live server has seen.
+def take_incarnation(settings: Settings, ranks: Ranks, after: int = 0) -> int:
+    """The number of this start of the trainer: every earlier start is shut out.
 
-    Servers outlive a Redis that lost its data; to a lower incarnation they would not listen.
+    Every rank calls it, and rank 0 waits for Redis. Servers outlive a Redis that lost its data, and
+    would not listen to a lower number: it is higher than Redis remembers, and than any live server
+    has seen.
+
+    Args:
+        settings: The run's.
+        ranks: The trainer's.
+        after: It is higher than this, too.
 
     Raises:
         SettingsError: The run's name is another folder's in this Redis.
     """
+    owner = RunOwner.of(settings.run.files)
 
     async def ask() -> int:
         async with connect(settings.redis) as redis:
@@ -350,13 +364,15 @@ async def _next_incarnation(settings: Settings, state: TrainerState) -> int:
             await registry.set_aside()
             await registry.check_name(owner)  # before its servers are asked
             seen = [await _incarnation_of(settings, server) for server in await registry.servers()]
-            at_least = max([state.incarnation, *seen]) + 1
-            return await registry.next_incarnation(owner, at_least=at_least)
+            return await registry.next_incarnation(owner, at_least=max([after, *seen]) + 1)
 
-    owner = RunOwner.of(settings.run.files)
-    incarnation = await until_available(ask, timeout_s=settings.trainer.wait_timeout_s)
-    owner.keep(settings.run.files)
-    return incarnation
+    def take() -> int:
+        asked = until_available(ask, timeout_s=settings.trainer.wait_timeout_s)
+        incarnation = asyncio.run(asked)
+        owner.keep(settings.run.files)
+        return incarnation
+
+    return ranks.from_main(take, int)
 
 
 async def _incarnation_of(settings: Settings, server: ServerRecord) -> int:

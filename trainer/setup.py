@@ -1,7 +1,7 @@
 """What a GRPO run needs before its first step: ranks, model, checkpoint, services."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 
 from scene_data.dataset import SceneDataset
@@ -17,7 +17,7 @@ from trainer.checkpoints.checkpoint import CheckpointStore, DataOrder, TrainerSt
 from trainer.checkpoints.inputs import grpo_inputs
 from trainer.checkpoints.resume import restore
 from trainer.collection.prompts import PromptSource
-from trainer.connection import ServiceConnection
+from trainer.connection import ServiceConnection, take_incarnation
 from trainer.policy.engine import PolicyEngine, init_process_group
 from trainer.ranks.group import Ranks, launched_as
 from trainer.ranks.stop import StopRequest
@@ -53,20 +53,18 @@ def opened_run(
         checkpoints = CheckpointStore(
             files.checkpoints, trainer.keep_checkpoints, guard, trainer.wait_timeout_s
         )
-        now = _step_0(settings, dataset, ranks, guard)
-        how = {"resume": resume, "allow_changes": allow_changes}
-        state = restore(checkpoints, engine.load_state, ranks, now, **how)
         check = ImageCheck(engine.processor)
         prompts = PromptSource(settings, dataset, engine.suppressed_token_ids, check)
         events = records.events
-        connected = ServiceConnection(settings, prompts, state, ranks, stop, events)
-        with events.failures(), guard.explaining(), connected as connection:
-            if ranks.is_main:
-                guard.take(connection.incarnation)
-            else:
-                guard.join(connection.incarnation)
+        with events.failures(), guard.explaining(), ExitStack() as stack:
+            now = _step_0(settings, dataset, ranks, guard)
+            take = partial(_take, settings, ranks, guard)
+            how = {"resume": resume, "allow_changes": allow_changes}
+            state = restore(checkpoints, engine.load_state, ranks, now, take, **how)
+            connection = ServiceConnection(settings, prompts, state, ranks, stop, events)
+            stack.enter_context(connection)
             records.cut_to(state.step)
-            events.note("started", f"start {connection.incarnation} of the trainer")
+            events.note("started", f"start {state.incarnation} of the trainer")
             connection.start(engine.weights(connection.file.writers), state.step)
             run = TrainingRun(
                 settings=settings,
@@ -123,6 +121,16 @@ def _step_0(
         data_order=order,
         inputs=grpo_inputs(settings, dataset) if ranks.is_main else {},
     )
+
+
+def _take(settings: Settings, ranks: Ranks, guard: WriteGuard, after: int) -> int:
+    """Shut earlier starts out of Redis, and then of the run's folder."""
+    incarnation = take_incarnation(settings, ranks, after)
+    if ranks.is_main:
+        guard.take(incarnation)
+    else:
+        guard.join(incarnation)
+    return incarnation
 
 
 def _batches(

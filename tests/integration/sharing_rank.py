@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scene_data.dataset import open_dataset
 from services.settings import load_settings
-from trainer.checkpoints.checkpoint import TrainerState
+from tests.alone import first_start
 from trainer.collection.prompts import PromptSource
 from trainer.connection import ServiceConnection
 from trainer.ranks.group import Ranks, launched_as
@@ -45,7 +45,8 @@ def main(config: Path) -> None:
     make_up_gpu(launched_as()[0])
     dist.init_process_group("gloo")
     prompts = PromptSource(settings, open_dataset(settings.data.train), [999])
-    with ServiceConnection(settings, prompts, TrainerState(), Ranks(60)) as link:
+    ranks = Ranks(60)
+    with ServiceConnection(settings, prompts, first_start(settings, ranks), ranks) as link:
         link.start(weights(), 0)
     dist.destroy_process_group()
 

@@ -13,8 +13,7 @@ import torch
 from scene_data.dataset import open_dataset
 from services.errors import SggError
 from services.settings import load_settings
-from tests.alone import Alone
-from trainer.checkpoints.checkpoint import TrainerState
+from tests.alone import Alone, first_start
 from trainer.collection.prompts import PromptSource
 from trainer.connection import ServiceConnection
 
@@ -35,7 +34,7 @@ def run(config: Path, before: str) -> None:
 
     settings = load_settings(config)
     prompts = PromptSource(settings, open_dataset(settings.data.train), [7])
-    with ServiceConnection(settings, prompts, TrainerState(), Alone()) as services:
+    with ServiceConnection(settings, prompts, first_start(settings), Alone()) as services:
         services.start(weights(0), 0)
         step = 0
         while True:

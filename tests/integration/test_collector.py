@@ -39,11 +39,10 @@ from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
 from services.schemas.weights import ServerRecord
 from services.settings import Settings, dump_settings
-from tests.alone import Alone
+from tests.alone import Alone, first_start
 from tests.conftest import RedisStarter
 from tests.processes import sgg_process, wait_for, wait_ready
 from trainer.batches.images import ImageCheck
-from trainer.checkpoints.checkpoint import TrainerState
 from trainer.collection import collector as collector_module
 from trainer.collection.collector import Collector
 from trainer.collection.cursor import Cursor, CursorState
@@ -408,7 +407,7 @@ def test_servers_that_outlive_redis_data_still_listen(make_run: MakeRun) -> None
     run.serve_rollout()
     assert run.publisher(incarnation=7).begin(weights(5), 5).result() == 1
     prompts = PromptSource(run.settings, open_dataset(run.settings.data.train), [PLACEHOLDER])
-    with ServiceConnection(run.settings, prompts, TrainerState(), Alone()) as services:
+    with ServiceConnection(run.settings, prompts, first_start(run.settings), Alone()) as services:
         services.start(weights(0), 0)
         batch = services.take(0)
     assert {group.rollout.incarnation for group in batch.groups} == {8}
@@ -440,7 +439,7 @@ def test_trainers_that_were_taken_for_dead_are_shut_out(make_run: MakeRun) -> No
     run.serve_rollout()
     taking, *others = [stopped_trainer(run, before) for before in ("take", "publish", "commit")]
     prompts = PromptSource(run.settings, open_dataset(run.settings.data.train), [PLACEHOLDER])
-    with ServiceConnection(run.settings, prompts, TrainerState(), Alone()) as services:
+    with ServiceConnection(run.settings, prompts, first_start(run.settings), Alone()) as services:
         services.start(weights(0), 0)
         batches = []
         for step in range(6):

@@ -31,12 +31,12 @@ from services.run_folder.index import RolloutIndex
 from services.schemas.weights import WeightManifest
 from services.settings import Settings, dump_settings
 from services.telemetry import Tracing
-from tests.alone import Alone
+from tests.alone import Alone, first_start
 from tests.live_servers import LiveServer, cluster_settings, registered, serving, wait_registered
 from tests.processes import ROOT, sgg_process, wait_for, wait_ready
 from trainer.algorithms.stats import Stats
 from trainer.batches.preparation import Prepared, PreparedBatches
-from trainer.checkpoints.checkpoint import CheckpointStore, TrainerState
+from trainer.checkpoints.checkpoint import CheckpointStore
 from trainer.collection.cursor import CursorState
 from trainer.collection.prompts import PromptSource
 from trainer.connection import ServiceConnection
@@ -113,7 +113,7 @@ def linked(
         server.stop = serves.close
         prompts = PromptSource(settings, open_dataset(settings.data.train), [PLACEHOLDER])
         link = stack.enter_context(
-            ServiceConnection(settings, prompts, TrainerState(), Alone(), stop)
+            ServiceConnection(settings, prompts, first_start(settings), Alone(), stop)
         )
         link.start(weights(0), 0)
         yield link, server

@@ -31,11 +31,10 @@ from services.host.ports import free_port
 from services.schemas.common import ChatMessage, Sampling, TextPart
 from services.schemas.weights import WeightManifest
 from services.settings import Settings, dump_settings
-from tests.alone import Alone
+from tests.alone import Alone, first_start
 from tests.live_servers import registered, serving
 from tests.processes import sgg_process, wait_for, wait_ready
 from trainer.batches.preparation import Prepared, PreparedBatches
-from trainer.checkpoints.checkpoint import TrainerState
 from trainer.collection.prompts import PromptSource
 from trainer.connection import ServiceConnection
 from trainer.types import StepBatch
@@ -249,7 +248,9 @@ def run(base: Settings, dataset: SceneDataset, regime: Regime) -> Seen:
             stack.enter_context(serving(settings, engine))
         wait_for("the servers", lambda: len(registered(settings)) == regime.num_servers)
         prompts = PromptSource(settings, dataset, [999])
-        link = stack.enter_context(ServiceConnection(settings, prompts, TrainerState(), Alone()))
+        link = stack.enter_context(
+            ServiceConnection(settings, prompts, first_start(settings), Alone())
+        )
         _instrument(link, watch)
         link.start(_weights(0), 0)
         _time_collector(link, watch)

@@ -408,6 +408,23 @@ def files_have_no_fence() -> None:
 
 
 @_fault
+def a_start_looks_only_before_it_shuts_others_out() -> None:
+    """An earlier trainer, which lives, writes a checkpoint until then: of a later step."""
+    from trainer import setup
+
+    restore = setup.restore
+
+    def once(checkpoints: Any, load: Callable[[Path], None], *args: Any, **options: Any) -> Any:
+        found = checkpoints.latest()
+        checkpoints.latest = lambda: found
+        if found is not None:
+            load(found[0])
+        return restore(checkpoints, load, *args, **options)
+
+    setup.restore = once
+
+
+@_fault
 def a_resume_keeps_what_is_rolled_back() -> None:
     """The ledger says steps twice."""
     from trainer.records import step_lines

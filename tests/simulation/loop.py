@@ -28,26 +28,21 @@ _OWNER: ContextVar["LoopThread | None"] = ContextVar("owner", default=None)
 _LONGEST_S = 3600.0
 
 
-class Handle:
-    """`asyncio.Handle` without what nobody looks at: a schedule is thousands of them."""
+class Handle(list[Any]):
+    """`asyncio.Handle`, as [time, number, callback, arguments, context].
 
-    __slots__ = ("args", "callback", "context", "is_cancelled")
+    A list is made in no time, and a schedule is thousands of them, sorted by time and number.
+    """
 
-    def __init__(
-        self, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None
-    ) -> None:
-        self.callback = callback
-        self.args = args
-        self.context = copy_context() if context is None else context
-        self.is_cancelled = False
+    __slots__ = ()
 
     def cancel(self) -> None:
         """As asyncio's."""
-        self.is_cancelled = True
+        self[2] = None
 
     def cancelled(self) -> bool:
         """As asyncio's."""
-        return self.is_cancelled
+        return self[2] is None
 
 
 class Process:
@@ -70,18 +65,10 @@ class Process:
 class SimTask(asyncio.Task[Any]):
     """Sets of tasks are walked through by hash, which must not be an address."""
 
-    numbers = itertools.count()
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.number = next(self.numbers)
-        super().__init__(*args, **kwargs)
-        self._log_destroy_pending = False
+    number: int
 
     def __hash__(self) -> int:
         return self.number
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
 
 
 class Loop(asyncio.BaseEventLoop):
@@ -92,7 +79,7 @@ class Loop(asyncio.BaseEventLoop):
         self.now = 0.0
         self.num_run = 0
         self._ready: deque[Handle] = deque()
-        self._timers: list[tuple[float, int, Handle]] = []
+        self._timers: list[Handle] = []
         self._numbers = itertools.count()
         self.graveyard: list[Any] = []
         """All tasks and threads: what is collected as garbage runs its `finally`, and a process
@@ -113,7 +100,7 @@ class Loop(asyncio.BaseEventLoop):
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> Handle:
         """As asyncio's."""
-        handle = Handle(callback, args, context)
+        handle = Handle((0.0, 0, callback, args, copy_context() if context is None else context))
         self._ready.append(handle)
         return handle
 
@@ -123,16 +110,27 @@ class Loop(asyncio.BaseEventLoop):
         self, when: float, callback: Callable[..., object], *args: Any, context: Any = None
     ) -> Handle:
         """As asyncio's."""
-        handle = Handle(callback, args, context)
-        heapq.heappush(self._timers, (when, next(self._numbers), handle))
+        handle = Handle(
+            (
+                when,
+                next(self._numbers),
+                callback,
+                args,
+                copy_context() if context is None else context,
+            )
+        )
+        heapq.heappush(self._timers, handle)
         return handle
 
     def call_later(
         self, delay: float, callback: Callable[..., object], *args: Any, context: Any = None
     ) -> Handle:
         """As asyncio's."""
-        handle = Handle(callback, args, context)
-        heapq.heappush(self._timers, (self.now + delay, next(self._numbers), handle))
+        when, number = self.now + delay, next(self._numbers)
+        handle = Handle(
+            (when, number, callback, args, copy_context() if context is None else context)
+        )
+        heapq.heappush(self._timers, handle)
         return handle
 
     def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> Any:
@@ -184,6 +182,8 @@ class Loop(asyncio.BaseEventLoop):
 
     def _task(self, loop: Any, coro: Coroutine[Any, Any, Any], **kwargs: Any) -> SimTask:
         task = SimTask(coro, loop=loop, **kwargs)
+        task.number = next(self._numbers)
+        task._log_destroy_pending = False
         self.graveyard.append(task)
         if (owner := _OWNER.get()) is not None:
             owner.tasks[task] = None
@@ -195,9 +195,10 @@ class Loop(asyncio.BaseEventLoop):
         ready = self._ready
         while ready:
             handle = ready.popleft()
-            if handle.is_cancelled:
+            _, _, callback, args, context = handle
+            if callback is None:
                 continue
-            process = handle.context.get(PROCESS)
+            process = context.get(PROCESS)
             if process is not None:
                 if not process.alive:
                     continue
@@ -206,7 +207,7 @@ class Loop(asyncio.BaseEventLoop):
                     continue
             self.num_run += 1
             try:  # noqa: SIM105 - a third of the time
-                handle.context.run(handle.callback, *handle.args)
+                context.run(callback, *args)
             except (Exception, asyncio.CancelledError):  # noqa: BLE001 - asyncio would log it
                 pass
             if self._stopping:
@@ -216,13 +217,13 @@ class Loop(asyncio.BaseEventLoop):
     def _go_on(self) -> None:
         """Time jumps to what is due next."""
         timers, ready = self._timers, self._ready
-        while timers and timers[0][2].is_cancelled:
+        while timers and timers[0][2] is None:
             heapq.heappop(timers)
         if not timers:
             raise RuntimeError("nothing will ever happen again")
-        self.now = max(self.now, timers[0][0])
-        while timers and timers[0][0] <= self.now:
-            ready.append(heapq.heappop(timers)[2])
+        self.now = now = max(self.now, timers[0][0])
+        while timers and timers[0][0] <= now:
+            ready.append(heapq.heappop(timers))
 
 
 def _hub(_: Loop) -> greenlet:

@@ -44,8 +44,9 @@ class SimPolicy:
         """See there: no grammar."""
 
     def load_state(self, folder: Path) -> None:
-        """See there."""
+        """See there: a large model takes its time, in which much may happen."""
         self.history = json.loads((folder / "policy.json").read_text())
+        sleep(self.world.rng.random() * 2)
 
     def save_state(self, folder: Path) -> None:
         """See there."""

@@ -17,24 +17,28 @@ def restore(
     load: Callable[[Path], None],
     ranks: Ranks,
     now: TrainerState,
+    take: Callable[[int], int],
     *,
     resume: bool,
     allow_changes: bool = False,
 ) -> TrainerState:
-    """Load the last whole checkpoint, or begin at step 0; every rank calls it.
+    """Shut earlier starts out, and load the last whole checkpoint; every rank calls it.
 
-    Rank 0 looks and decides, so that no two ranks load different ones.
+    Rank 0 looks and decides, so that no two ranks load different ones. It looks twice: before, so
+    that a wrong start shuts nobody out, and after, since an earlier start, which may live, may have
+    written one until then.
 
     Args:
         checkpoints: The run's.
         load: Takes weights, optimizer and random state from a folder; every rank calls it.
         ranks: The trainer's.
         now: Step 0 of the present settings; rank 0's counts.
+        take: Makes a number higher than the given one this start's; every rank calls it.
         resume: Whether to look for a checkpoint at all.
         allow_changes: Go on where the inputs are others than the checkpoint's.
 
     Returns:
-        `now`, at the checkpoint's step.
+        `now`, at the checkpoint's step or at step 0, with this start's number.
 
     Raises:
         SettingsError: The checkpoint is of other settings, or none is whole, or there are some and
@@ -42,7 +46,6 @@ def restore(
     """
 
     def decide() -> tuple[Path | None, TrainerState]:
-        checkpoints.remove_drafts()
         found = _last(checkpoints, resume=resume)
         if found is None:
             return None, now
@@ -53,11 +56,19 @@ def restore(
         place = {"step": then.step, "cursor": then.cursor, "incarnation": incarnation}
         return folder, now.model_copy(update=place)
 
-    folder, state = ranks.from_main(decide, tuple[Path | None, TrainerState])
-    if folder is not None:
+    def decide_again() -> tuple[Path | None, TrainerState]:
+        checkpoints.remove_drafts()
+        return decide()
+
+    _, state = ranks.from_main(decide, tuple[Path | None, TrainerState])
+    incarnation = take(state.incarnation)
+    folder, state = ranks.from_main(decide_again, tuple[Path | None, TrainerState])
+    if folder is None:
+        logger.info("nothing to resume in %s: starting at step 0", checkpoints.root)
+    else:
         load(folder)
         logger.info("resumed from %s", folder)
-    return state
+    return state.model_copy(update={"incarnation": incarnation})
 
 
 def _last(checkpoints: CheckpointStore, *, resume: bool) -> tuple[Path, TrainerState] | None:
@@ -68,10 +79,7 @@ def _last(checkpoints: CheckpointStore, *, resume: bool) -> tuple[Path, TrainerS
             f"{checkpoints.root} has checkpoints of a run of this name: add --resume to go on from "
             "the last one, give this run another run.name, or move the folder away"
         )
-    found = checkpoints.latest()
-    if found is None:
-        logger.info("nothing to resume in %s: starting at step 0", checkpoints.root)
-    return found
+    return checkpoints.latest()
 
 
 def _check_same(folder: Path, then: TrainerState, now: TrainerState) -> None:

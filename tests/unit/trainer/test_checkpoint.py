@@ -70,10 +70,16 @@ def start(
     *,
     resume: bool = True,
     allow_changes: bool = False,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> tuple[TrainerState, list[str]]:
     engine, how = Engine(), {"resume": resume, "allow_changes": allow_changes}
     now = TrainerState(incarnation=guard.latest(), data_order=order, inputs=inputs or {})
-    state = restore(store, engine.load_state, Alone(), now, **how)
+
+    def take(after: int) -> int:
+        meanwhile()
+        return after + 1
+
+    state = restore(store, engine.load_state, Alone(), now, take, **how)
     return state, engine.loaded
 
 
@@ -88,6 +94,22 @@ def test_the_newest_is_resumed_and_older_ones_go(store: CheckpointStore, guard: 
     assert (state.step, state.cursor.low, loaded) == (6, 24, ["step-000006"])
     write(store, 6)  # after a rollback to 4, say
     assert names(store) == ["step-000004", "step-000006"]
+
+
+def test_what_an_earlier_start_writes_until_it_is_shut_out_is_resumed(
+    store: CheckpointStore, guard: WriteGuard
+) -> None:
+    write(store, 2)
+    state, loaded = start(store, guard, meanwhile=lambda: write(store, 4))
+    assert (state.step, state.cursor.low, loaded) == (4, 16, ["step-000004"])
+
+
+def test_a_wrong_start_shuts_nobody_out(store: CheckpointStore, guard: WriteGuard) -> None:
+    write(store, 2)
+    taken: list[str] = []
+    with pytest.raises(SettingsError, match="add --resume"):
+        start(store, guard, resume=False, meanwhile=lambda: taken.append("taken"))
+    assert taken == []
 
 
 def test_what_an_earlier_release_wrote_is_read() -> None:
@@ -251,7 +273,7 @@ def test_an_old_trainer_is_shut_out(
     write(store, 2)
     later = WriteGuard(tmp_path)
     state, _ = start(store, later)
-    later.take(state.incarnation + 1)
+    later.take(state.incarnation)
     with pytest.raises(ConflictError, match=r"incarnation 1 is superseded: incarnation 2"):
         write(store, 4)
     with pytest.raises(ConflictError):
