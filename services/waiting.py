@@ -73,12 +73,13 @@ async def until_available(
     Raises:
         WaitTimeoutError: It was away for `timeout_s` seconds; the message is the service's.
     """
-    patience = Patience(timeout_s)
+    patience: Patience | None = None
     while True:
         try:
             return await work()
         except UnavailableError as error:
             failed(error)
+            patience = patience or Patience(timeout_s)
             await patience.endure(error)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import Context, ContextVar, copy_context
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -84,6 +85,7 @@ class Loop(asyncio.BaseEventLoop):
         self.graveyard: list[Any] = []
         """All tasks and threads: what is collected as garbage runs its `finally`, and a process
         that was killed runs nothing."""
+        self.create_future = partial(asyncio.Future, loop=self)
         self.set_task_factory(self._task)
         # asyncio's list of all tasks, a weak set, takes longer than what most of them do.
         asyncio.tasks._all_tasks.add = lambda _: None

@@ -62,16 +62,19 @@ def with_advantages(
     punishment = _punishment(groups, algorithm, max_tokens)
     if algorithm.normalise == "total":
         totals = _tensor([[r.total for r in group.rewards] for group in groups])
-        totals = totals + algorithm.overlong_penalty * punishment
+        if punishment is not None:
+            totals = totals + algorithm.overlong_penalty * punishment
         if algorithm.credit == "element":
             return _with_element_advantages(groups, totals, algorithm)
         advantages = group_relative(totals, algorithm.advantage_scale)
     else:
         names = list(groups[0].rewards[0].breakdown)
         terms = _tensor([[[r.breakdown[n] for n in names] for r in g.rewards] for g in groups])
-        terms = torch.cat([terms, punishment.unsqueeze(2)], dim=2)
-        scales = _tensor([*(weights[name] for name in names), algorithm.overlong_penalty])
-        advantages = term_relative(terms, scales, algorithm.advantage_scale)
+        scales = [weights[name] for name in names]
+        if punishment is not None:
+            terms = torch.cat([terms, punishment.unsqueeze(2)], dim=2)
+            scales.append(algorithm.overlong_penalty)
+        advantages = term_relative(terms, _tensor(scales), algorithm.advantage_scale)
     return [
         group.model_copy(update={"advantages": row})
         for group, row in zip(groups, advantages.tolist(), strict=True)
@@ -114,10 +117,11 @@ def _credit(reward: Reward) -> Credit:
 
 def _punishment(
     groups: Sequence[TrainGroup], algorithm: AlgorithmSettings, max_tokens: int
-) -> Tensor:
-    lengths = _tensor([[len(c.token_ids) for c in g.rollout.completions] for g in groups])
+) -> Tensor | None:
+    """None where no length is punished."""
     if not algorithm.overlong_buffer:
-        return torch.zeros_like(lengths)
+        return None
+    lengths = _tensor([[len(c.token_ids) for c in g.rollout.completions] for g in groups])
     return overlong_punishment(lengths, max_tokens=max_tokens, buffer=algorithm.overlong_buffer)
 
 
