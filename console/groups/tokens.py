@@ -8,9 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from services.errors import InvalidInputError
 from services.printable import printable
+from services.schemas.groups import TrainGroup
 from services.schemas.rollouts import Completion
 from services.settings.training import AlgorithmSettings
+from trainer.batches.token_credit import token_advantages
 
 Clipped = Literal["", "low", "high"]
 MAX_TOKENS = 4_000
@@ -33,6 +36,8 @@ class TokenRow:
     """exp(trainer - sampler)"""
     version: int | None
     """That sampled it"""
+    advantage: float | None
+    """That it was trained with: its element's, or the answer's; None where that is not known"""
     clipped: Clipped
     """At which bound the token is held, so that it has no gradient (of cispo: a bounded weight)"""
 
@@ -49,7 +54,7 @@ class TokenRow:
 def token_rows(
     completion: Completion,
     trainer: Sequence[float | None],
-    advantage: float | None,
+    advantages: Sequence[float],
     algorithm: AlgorithmSettings,
     texts: Sequence[str] | None = None,
 ) -> list[TokenRow]:
@@ -58,7 +63,7 @@ def token_rows(
     Args:
         completion: Of L tokens.
         trainer: [L] log-probabilities; empty for a group that was not trained on.
-        advantage: The completion's.
+        advantages: [L], too; empty where they are not known.
         algorithm: The run's: has the clip's bounds.
         texts: [L] of each token; without them a token is its number.
     """
@@ -68,7 +73,7 @@ def token_rows(
         None if one is None else one - other
         for one, other in zip(found, completion.rollout_logprobs, strict=True)
     ]
-    clipped = _clipped(gaps, advantage, algorithm)
+    clipped = _clipped(gaps, advantages, algorithm)
     versions = _versions(completion)
     return [
         TokenRow(
@@ -79,6 +84,7 @@ def token_rows(
             trainer=found[i],
             ratio=_exp(gaps[i]),
             version=versions[i],
+            advantage=advantages[i] if advantages else None,
             clipped=clipped[i],
         )
         for i in range(min(len(ids), MAX_TOKENS))
@@ -86,16 +92,17 @@ def token_rows(
 
 
 def _clipped(
-    gaps: Sequence[float | None], advantage: float | None, algorithm: AlgorithmSettings
+    gaps: Sequence[float | None], advantages: Sequence[float], algorithm: AlgorithmSettings
 ) -> list[Clipped]:
     """Where `trainer.algorithms.surrogates` holds the ratio; see there."""
     nowhere: list[Clipped] = [""] * len(gaps)
     known = [gap for gap in gaps if gap is not None]
-    if algorithm.old_logprobs == "trainer" or advantage is None or len(known) < len(gaps):
+    if algorithm.old_logprobs == "trainer" or len(known) < len(gaps) or not advantages:
         return nowhere  # ratios are 1 in the first update, or not known
     if algorithm.loss == "gspo" and known:
         known = [math.fsum(known) / len(known)] * len(known)
-    return [_bound(_exp(gap) or 0.0, advantage, algorithm) for gap in known]
+    ratios = [_exp(gap) or 0.0 for gap in known]
+    return [_bound(*pair, algorithm) for pair in zip(ratios, advantages, strict=True)]
 
 
 def _bound(ratio: float, advantage: float, algorithm: AlgorithmSettings) -> Clipped:
@@ -122,20 +129,43 @@ def _versions(completion: Completion) -> list[int | None]:
     return versions
 
 
-def token_texts(model: str, token_ids: Sequence[int]) -> list[str] | None:
-    """The text of each token; None where the model's tokenizer is not at hand.
+def tokenizer_of(model: str) -> Any:
+    """A model's `tokenizers.Tokenizer`; None where it is not at hand.
 
     Args:
         model: The model's folder.
-        token_ids: Of one completion.
     """
-    tokenizer = _tokenizer(Path(model) / "tokenizer.json")
-    if tokenizer is None:
-        return None
+    return _tokenizer(Path(model) / "tokenizer.json")
+
+
+def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> list[str]:
+    """The text of each token of a completion."""
     texts: list[str] = tokenizer.decode_batch(
         [[one] for one in token_ids], skip_special_tokens=False
     )
     return texts
+
+
+def advantages_of_tokens(group: TrainGroup, number: int, tokenizer: Any) -> list[float]:
+    """The advantage that each token was trained with; none where that is not known.
+
+    Args:
+        group: As it was recorded.
+        number: The completion's, from 0.
+        tokenizer: The model's, for advantages of elements; None where it is not at hand.
+    """
+    completion = group.rollout.completions[number]
+    if number >= len(group.advantages):
+        return []
+    if not group.element_advantages:
+        return [group.advantages[number]] * len(completion.token_ids)
+    credit, places = group.rewards[number].credit, group.element_advantages[number]
+    if tokenizer is None or credit is None or len(places) != len(credit.spans) + 1:
+        return []
+    try:
+        return token_advantages(completion, credit, places, tokenizer)
+    except InvalidInputError:  # the folder has another tokenizer by now
+        return []
 
 
 @lru_cache(maxsize=4)

@@ -19,7 +19,13 @@ from console.groups.filters import (
 )
 from console.groups.pictures import picture
 from console.groups.rules import Rules, rules_of
-from console.groups.tokens import MAX_TOKENS, token_rows, token_texts
+from console.groups.tokens import (
+    MAX_TOKENS,
+    advantages_of_tokens,
+    token_rows,
+    token_texts,
+    tokenizer_of,
+)
 from console.groups.view import CompletionView, GroupView, verdict_counts
 from console.runs import NamedRun, Run
 from console.web import CopyRule, copy_rule, page_router, render
@@ -200,8 +206,10 @@ def _opened(view: GroupView, opened: CompletionView) -> dict[str, Any]:
     logprobs = record.policy_logprobs
     trainer = logprobs[opened.number] if opened.number < len(logprobs) else []
     ids = opened.completion.token_ids
-    texts = token_texts(settings.model.path, ids[:MAX_TOKENS]) if settings else None
-    tokens = token_rows(opened.completion, trainer, opened.advantage, algorithm, texts)
+    tokenizer = tokenizer_of(settings.model.path) if settings else None
+    texts = token_texts(tokenizer, ids[:MAX_TOKENS]) if tokenizer else None
+    advantages = advantages_of_tokens(record, opened.number, tokenizer)
+    tokens = token_rows(opened.completion, trainer, advantages, algorithm, texts)
     graphs = opened.graphs()
     size = view.size
     drawn = {

@@ -162,7 +162,9 @@ def advantages_of_tokens(group: TrainGroup, tokenizer: Any) -> list[list[float]]
             found.append([group.advantages[i]] * len(completion.token_ids))
         else:
             of_places = group.element_advantages[i]
-            found.append(token_advantages(completion, credit, of_places, tokenizer))
+            found.append(
+                token_advantages(completion, credit, of_places, tokenizer.backend_tokenizer)
+            )
     return found
 
 

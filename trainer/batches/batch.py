@@ -153,7 +153,7 @@ def prepare_group(
 def _token_advantages(group: TrainGroup, tokenizer: Any) -> list[list[float]]:
     return (
         [
-            token_advantages(completion, reward.credit, advantages, tokenizer)
+            token_advantages(completion, reward.credit, advantages, tokenizer.backend_tokenizer)
             for completion, reward, advantages in zip(
                 group.rollout.completions, group.rewards, group.element_advantages, strict=True
             )

@@ -22,7 +22,7 @@ def token_advantages(
         completion: As it was sampled.
         credit: Its elements.
         advantages: [K + 1] of its places.
-        tokenizer: The policy's, a fast one.
+        tokenizer: The policy's, a `tokenizers.Tokenizer`.
 
     Raises:
         InvalidInputError: The text is not what this tokenizer makes of the tokens.
@@ -38,7 +38,7 @@ def known_characters(token_ids: Sequence[int], text: str, tokenizer: Any) -> lis
     """[L] how many characters of the text the tokens before each one give, without parts of one."""
     known: list[int] = []
     at = 0
-    for piece in token_pieces(tokenizer.backend_tokenizer, token_ids):
+    for piece in token_pieces(tokenizer, token_ids):
         known.append(at)
         if not text.startswith(piece, at):
             raise InvalidInputError(

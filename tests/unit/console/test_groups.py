@@ -1,5 +1,6 @@
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,14 +8,18 @@ import pytest
 from console.groups.coloured_text import MAX_TEXT, coloured_text
 from console.groups.difference import difference, judged_completion, judged_reference
 from console.groups.filters import read_filters
-from console.groups.tokens import token_rows
+from console.groups.tokens import advantages_of_tokens, token_rows, tokenizer_of
 from reward_service.explain.explainer import Explainer, Explanation
 from reward_service.scoring import reference_columns
+from scene_data.dataset import open_dataset
+from scene_data.toy.scenes import make_toy
 from scene_graph.boxes import RELATIVE_1000
+from services.bundled import toy_start
 from services.run_folder.index_line import RolloutFilter
-from services.schemas.rewards import RewardGroup, Task
+from services.schemas.rewards import Credit, RewardGroup, Task
 from services.schemas.rollouts import Completion, VersionSpan
 from services.settings.training import AlgorithmSettings
+from tests.rollout_runs import group as toy_group
 
 SIZE = (200, 100)
 REFERENCE: dict[str, Any] = {
@@ -173,7 +178,7 @@ def test_a_long_answer_is_cut_and_says_so() -> None:
 RATIOS = (0.5, 1.0, 1.5)
 
 
-def tokens(advantage: float | None, **algorithm: object) -> list[str]:
+def tokens(*advantages: float, **algorithm: object) -> list[str]:
     made = Completion(
         text="abc",
         token_ids=[7, 8, 9],
@@ -185,7 +190,8 @@ def tokens(advantage: float | None, **algorithm: object) -> list[str]:
         ],
     )
     settings = AlgorithmSettings.model_validate(algorithm)
-    rows = token_rows(made, [math.log(r) - 1 for r in RATIOS], advantage, settings, ["a", "b", "c"])
+    all_ = advantages * 3 if len(advantages) == 1 else advantages
+    rows = token_rows(made, [math.log(r) - 1 for r in RATIOS], all_, settings, ["a", "b", "c"])
     assert [row.version for row in rows] == [3, 3, 4]
     assert [row.ratio for row in rows] == pytest.approx(RATIOS)
     assert [row.shade for row in rows] == ["down3", "", "up3"]
@@ -201,7 +207,29 @@ def test_tokens_are_clipped_as_the_loss_clips_them() -> None:
     assert tokens(1.0, old_logprobs="trainer") == ["", "", ""], "its ratios are 1"
     assert tokens(-1.0, delta=1.3) == ["low", "", "high"]
     assert tokens(-1.0, loss="sapo") == ["", "", ""], "its gradient fades"
-    assert tokens(None) == ["", "", ""]
+    assert tokens() == ["", "", ""], "advantages are not known"
+    assert tokens(-1.0, 0.0, 1.0) == ["low", "", "high"], "each element has its own"
+
+
+def test_each_token_has_the_advantage_of_its_element(tmp_path: Path) -> None:
+    make_toy(tmp_path, num_train=1, num_heldout=1)
+    (sample,) = open_dataset(tmp_path / "train.parquet")
+    text = "<answer>\nobjects\nA man 1 2 3 4\nrelationships\nend\n</answer>"
+    made = toy_group(sample, 0, [text, text], 0, notation="compact")
+    span = (text.index("A man"), text.index("rel"))
+    credit = Credit(num_objects=1, spans=[span], increments=[1.0])
+    rewards = [reward.model_copy(update={"credit": credit}) for reward in made.rewards]
+    places = {"rewards": rewards, "element_advantages": [[2.0, -1.0]] * 2}
+    by_element = made.model_copy(update=places)
+    tokenizer = tokenizer_of(str(toy_start()))
+    num_tokens = len(tokenizer.encode(text).ids)
+    before = len(tokenizer.encode(text[: span[1]]).ids)
+    expected = [2.0] * before + [-1.0] * (num_tokens - before)
+    assert advantages_of_tokens(by_element, 1, tokenizer) == expected
+    assert advantages_of_tokens(by_element, 1, None) == [], "a tokenizer says whose tokens they are"
+    damaged = by_element.model_copy(update={"element_advantages": [[2.0]] * 2})
+    assert advantages_of_tokens(damaged, 0, tokenizer) == []
+    assert advantages_of_tokens(made, 0, None) == [0.0] * num_tokens, "the answer's own"
 
 
 def test_filters_that_are_none_are_said_and_the_others_hold() -> None:

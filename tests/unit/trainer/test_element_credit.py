@@ -128,16 +128,16 @@ def test_a_token_belongs_to_the_element_in_which_it_begins() -> None:
     ids = tokenizer.encode(text)
     assert len(ids) == 8, "`},` is one token and `é` are two"
     made = completion(ids).model_copy(update={"text": text})
-    found = token_advantages(made, credit(3, 7), [0.0, 1.0, 2.0], tokenizer)
+    found = token_advantages(made, credit(3, 7), [0.0, 1.0, 2.0], tokenizer.backend_tokenizer)
     assert found == [0, 0, 0, 1, 1, 1, 1, 2], "the comma came with the first element's brace"
-    assert known_characters(ids, text, tokenizer) == [0, 1, 2, 4, 5, 5, 6, 7]
+    assert known_characters(ids, text, tokenizer.backend_tokenizer) == [0, 1, 2, 4, 5, 5, 6, 7]
 
 
 @given(st.lists(st.integers(0, 256), max_size=40))
 def test_bytes_that_are_no_text_are_followed_as_the_sampler_decodes_them(ids: list[int]) -> None:
     tokenizer = Tokenizer()
     text = tokenizer.backend_tokenizer.decode(ids)
-    known = known_characters(ids, text, tokenizer)
+    known = known_characters(ids, text, tokenizer.backend_tokenizer)
     assert (len(known), known) == (len(ids), sorted(known))
     assert all(count <= len(text) for count in known)
 
@@ -146,7 +146,7 @@ def test_a_text_of_another_tokenizer_is_refused() -> None:
     tokenizer = Tokenizer()
     made = completion(tokenizer.encode("{a}")).model_copy(update={"text": "{b}"})
     with pytest.raises(InvalidInputError, match=r"token 1 .* is 'a' .* goes on with 'b'"):
-        token_advantages(made, credit(3), [0.0, 1.0], tokenizer)
+        token_advantages(made, credit(3), [0.0, 1.0], tokenizer.backend_tokenizer)
 
 
 @pytest.mark.parametrize(
