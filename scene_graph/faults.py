@@ -15,7 +15,7 @@ from scene_graph.parsing import ParsedCompletion, find_answer
 
 CUT_SHORT: Mapping[NotationName, str] = {
     "json": "the answer stops inside its JSON",
-    "compact": "the answer stops before its line end",
+    "compact": "the answer stops before its line `end`",
 }
 _STATUS_WORDS = {
     "no_answer": "the answer has no JSON",

@@ -130,19 +130,21 @@ def sections(text: str, task: Task) -> Sections | Broken:
     lines = [line for line in _lines(text) if line.text]
     texts = [line.text for line in lines]
     if "objects" not in texts:
-        return Broken("no_answer", "the answer has no line objects", 0)
+        return Broken("no_answer", "the answer has no line `objects`", 0)
     if texts[0] != "objects":
-        message = "the answer does not begin with the line objects"
+        message = "the answer does not begin with the line `objects`"
         return Broken("invalid_json", message, lines[0].start)
     if "end" not in texts:
-        return Broken("invalid_json", "the answer has no line end", len(text), stops_early=True)
+        return Broken("invalid_json", "the answer has no line `end`", len(text), stops_early=True)
     end = texts.index("end")
     if end + 1 < len(texts):
-        message = "the answer goes on after the line end"
+        message = "the answer goes on after the line `end`"
         return Broken("invalid_json", message, lines[end + 1].start)
     middle = texts.index("relationships") if "relationships" in texts else None
     if middle is None and task != "det":
-        return Broken("schema_violation", "the answer has no line relationships", lines[end].start)
+        return Broken(
+            "schema_violation", "the answer has no line `relationships`", lines[end].start
+        )
     if middle is None or task == "det":
         return Sections(lines[1 : middle or end], [])
     return Sections(lines[1:middle], lines[middle + 1 : end])

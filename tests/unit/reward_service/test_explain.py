@@ -372,10 +372,10 @@ def test_each_dropped_line_is_named_and_marked(
 @pytest.mark.parametrize(
     ("text", "message", "place"),
     [
-        (LINES[:-3], "the answer stops before its line end", (6, 7)),
-        (f"<answer>{LINES}\nmore</answer>", "the answer goes on after the line end", (8, 1)),
-        ("Sure", "the answer has no line objects", (1, 1)),
-        ("objects\nend", "the answer has no line relationships", (2, 1)),
+        (LINES[:-3], "the answer stops before its line `end`", (6, 7)),
+        (f"<answer>{LINES}\nmore</answer>", "the answer goes on after the line `end`", (8, 1)),
+        ("Sure", "the answer has no line `objects`", (1, 1)),
+        ("objects\nend", "the answer has no line `relationships`", (2, 1)),
     ],
 )
 def test_a_failure_of_lines_says_where_they_break(
