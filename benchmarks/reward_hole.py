@@ -133,19 +133,21 @@ def learn(rubric: str, seed: int) -> np.ndarray:
     return np.array(steps)
 
 
-def plot(curves: dict[str, list[np.ndarray]], output: Path) -> None:
-    """A line a seed."""
+def plot(
+    curves: dict[str, list[np.ndarray]], panels: Sequence[str], output: Path, *, scale: str
+) -> None:
+    """A line a seed, [steps, 3] values in the order of `panels`; `scale` is the second one's."""
     figure, axes = plt.subplots(1, 3, figsize=(9.6, 2.6), layout="constrained")
     for colour, (rubric, runs) in zip(COLOURS, curves.items(), strict=False):
         for number, run in enumerate(runs):
             for axis, values in zip(axes, run.T, strict=True):
                 axis.plot(values, color=colour, lw=1.1, label=None if number else rubric)
-    for axis, title in zip(axes, PANELS, strict=True):
+    for axis, title in zip(axes, panels, strict=True):
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("step", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[1].set_yscale("log")
+    axes[1].set_yscale(scale)
     axes[0].legend(fontsize=8, frameon=False)
     figure.savefig(output, dpi=80, pil_kwargs={"optimize": True})
 
@@ -162,7 +164,7 @@ def main() -> None:
     print("|---|--:|--:|--:|--:|---|")
     curves = {rubric: [learn(rubric, seed) for seed in SEEDS] for rubric in arguments.rubrics}
     if arguments.output:
-        plot(curves, arguments.output)
+        plot(curves, PANELS, arguments.output, scale="log")
 
 
 if __name__ == "__main__":
