@@ -10,7 +10,8 @@ A lease, from claim to end:
     claimed ── wait for its version ──▶ sampling ──▶ completed: its group is on `rollouts`
        │                                   ├─ the data's fault, twice ──▶ dead
        │                                   ├─ this server's fault ──▶ back in the queue, counted
-       │                                   └─ draining, given up, no version ──▶ back, not counted
+       │                                   ├─ draining, given up, no version ──▶ back, not counted
+       │                                   └─ a later trainer's weights ──▶ ended, without a group
        └─ not renewed in time ──▶ lost: another server samples it
 """
 
@@ -30,6 +31,7 @@ from services.errors import (
     InvalidInputError,
     NotFoundError,
     SggError,
+    SupersededError,
     TooLargeError,
     UnavailableError,
 )
@@ -263,6 +265,7 @@ class QueueWorker:
         """Catch up until the weights are the asking trainer's, and new enough.
 
         Raises:
+            SupersededError: A later trainer's weights are served.
             _BehindError: Not within a lease's time.
         """
         began = time.monotonic()
@@ -283,15 +286,27 @@ class QueueWorker:
                 await asyncio.sleep(0.2)
 
     def _is_new_enough(self, prompt: PromptGroup) -> bool:
+        """Whether the weights are the asking trainer's, and of the version that it wants.
+
+        Raises:
+            SupersededError: They are a later trainer's: nobody waits for the group any more.
+        """
         serving = self._server.serving
-        of_this_trainer = serving.checksum is None or serving.incarnation >= prompt.incarnation
-        return of_this_trainer and serving.policy_version >= prompt.min_policy_version
+        if serving.checksum is not None:
+            if serving.incarnation > prompt.incarnation:
+                raise SupersededError(prompt.incarnation, serving.incarnation)
+            if serving.incarnation < prompt.incarnation:
+                return False
+        return serving.policy_version >= prompt.min_policy_version
 
     async def _settle(self, lease: Lease, sampling: "asyncio.Future[bytes]") -> None:
         try:
             result = sampling.result()
         except (InvalidInputError, TooLargeError) as error:
             await self._fail(lease, f"{_DATA_MARK}{error}", DATA_ATTEMPTS)
+        except SupersededError as error:
+            logger.info("%s is not sampled: %s", lease.work_id, error)
+            await self._persistently(lambda: self._queue.complete(lease))
         except _BehindError as error:
             logger.warning("%s goes back to the queue: %s", lease.work_id, error)
             self._hold_back()

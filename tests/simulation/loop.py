@@ -82,9 +82,11 @@ class Loop(asyncio.BaseEventLoop):
         self._ready: deque[Handle] = deque()
         self._timers: list[Handle] = []
         self._numbers = itertools.count()
-        self.graveyard: list[Any] = []
-        """All tasks and threads: what is collected as garbage runs its `finally`, and a process
-        that was killed runs nothing."""
+        self.graveyard: list[asyncio.Task[Any]] = []
+        """All tasks: what is collected as garbage runs its `finally`, and a process that was killed
+        runs nothing."""
+        self.threads: dict[greenlet, None] = {}
+        """Those that have work; kept for the same reason."""
         self.create_future = partial(asyncio.Future, loop=self)
         self.set_task_factory(self._task)
         # asyncio's list of all tasks, a weak set, takes longer than what most of them do.
@@ -156,10 +158,10 @@ class Loop(asyncio.BaseEventLoop):
 
     def start_thread(self, work: Callable[[], object]) -> None:
         """Run a function that may block, in the present process."""
-        thread = greenlet(work, parent=_hub(self))
+        thread = _IDLE.pop() if _IDLE else greenlet(_works, parent=_hub())
         thread.gr_context = copy_context()
-        self.graveyard.append(thread)
-        self.call_soon(thread.switch)
+        self.threads[thread] = None
+        self.call_soon(thread.switch, self, work)
 
     def resume(self, process: Process) -> None:
         """A process that stood still goes on with what has become due."""
@@ -169,14 +171,14 @@ class Loop(asyncio.BaseEventLoop):
 
     def close(self) -> None:
         """Nothing runs any more; what was under way ends without effect."""
-        for thing in self.graveyard:
-            if thing.dead if (is_thread := isinstance(thing, greenlet)) else thing.done():
-                continue
+        for thread in [*self.threads]:
             with suppress(BaseException):
-                if is_thread:
-                    thing.throw()
-                else:
-                    thing.get_coro().close()
+                thread.throw()
+        for task in self.graveyard:
+            if not task.done():
+                with suppress(BaseException):
+                    task.get_coro().close()
+        self.threads.clear()
         self.graveyard.clear()
         self._ready.clear()
         self._timers.clear()
@@ -228,7 +230,22 @@ class Loop(asyncio.BaseEventLoop):
             ready.append(heapq.heappop(timers))
 
 
-def _hub(_: Loop) -> greenlet:
+_IDLE: list[greenlet] = []
+"""Threads that wait for work, of this loop or the next one: a new one takes a stack."""
+
+
+def _works(loop: Loop, work: Callable[[], object]) -> None:
+    """A thread: one work after another."""
+    me = getcurrent()
+    assert me.parent is not None
+    while True:
+        work()
+        del loop.threads[me]
+        _IDLE.append(me)
+        loop, work = me.parent.switch()
+
+
+def _hub() -> greenlet:
     """The greenlet that runs the loop."""
     here = getcurrent()
     return here if here.parent is None else here.parent

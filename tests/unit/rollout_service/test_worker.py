@@ -330,6 +330,19 @@ async def test_a_later_trainer_is_not_answered_with_weights_of_an_earlier(
     assert group.completions[0].policy_versions[0].policy_version == 3
 
 
+@pytest.mark.parametrize("min_version", [0, 7])
+async def test_what_an_earlier_trainer_asked_for_is_ended_unsampled(
+    scene: Scene, shm_run: ShmRun, min_version: int
+) -> None:
+    """Such as by one that was taken for dead and woke up: its images may be gone by then."""
+    scene.registry.published = shm_run.write(3, incarnation=2)
+    await until(lambda: scene.server.serving.incarnation == 2)
+    prompt = await scene.ask("g", min_policy_version=min_version)
+    await until(lambda: prompt.work_id in scene.queue._streams[prompt_stream(prompt)].done)
+    assert scene.engine.num_asked == 0
+    assert await scene.queue.length("rollouts") == 0
+
+
 async def test_a_late_joiner_catches_up_before_it_claims(shm_run: ShmRun, tmp_path: Path) -> None:
     scene = Scene(shm_run.name, tmp_path)
     version = shm_run.write(6)
