@@ -110,32 +110,26 @@ class Loop(asyncio.BaseEventLoop):
 
     call_soon_threadsafe = call_soon
 
+    def at(
+        self, when: float, callback: Callable[..., object], args: tuple[Any, ...], context: Context
+    ) -> Handle:
+        """Run a callback at a time, in a context as it is."""
+        handle = Handle((when, next(self._numbers), callback, args, context))
+        heapq.heappush(self._timers, handle)
+        return handle
+
     def call_at(
         self, when: float, callback: Callable[..., object], *args: Any, context: Any = None
     ) -> Handle:
         """As asyncio's."""
-        handle = Handle(
-            (
-                when,
-                next(self._numbers),
-                callback,
-                args,
-                copy_context() if context is None else context,
-            )
-        )
-        heapq.heappush(self._timers, handle)
-        return handle
+        return self.at(when, callback, args, copy_context() if context is None else context)
 
     def call_later(
         self, delay: float, callback: Callable[..., object], *args: Any, context: Any = None
     ) -> Handle:
         """As asyncio's."""
-        when, number = self.now + delay, next(self._numbers)
-        handle = Handle(
-            (when, number, callback, args, copy_context() if context is None else context)
-        )
-        heapq.heappush(self._timers, handle)
-        return handle
+        context = copy_context() if context is None else context
+        return self.at(self.now + delay, callback, args, context)
 
     def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> Any:
         """In a simulated thread."""

@@ -1,11 +1,11 @@
 """What lies between simulated processes: delay, cuts, lost and repeated messages."""
 
 import asyncio
-import inspect
 import random
 from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass, field
+from types import CoroutineType
 from typing import Any
 
 from tests.simulation.loop import PROCESS, Loop, Process
@@ -56,7 +56,7 @@ class Network:
         me = PROCESS.get()
         pair = _pair(me.name if me else "", to)
         answered: asyncio.Future[Any] = self.loop.create_future()
-        timer = self.loop.call_later(timeout_s, _fail, answered, SilentError(f"{to} is silent"))
+        timer = self.loop.call_later(timeout_s, _fall_silent, answered, to)
         times = 2 if self.rng.random() < self.repeating.get(pair, 0.0) else 1
         for _ in range(times):
             self._later(pair, self._arrive, pair, to, work, answered)
@@ -69,9 +69,8 @@ class Network:
     def ended(self, process: Process) -> None:
         """A process is gone: its host tells those that it was connected with."""
         for answered in self._open.pop(process, {}):
-            delay = self._delay_s(("", process.name))
             broken = BrokenError(f"{process.name} closed the connection")
-            self.loop.call_later(delay, _fail, answered, broken, context=_NOWHERE)
+            self._later(("", process.name), _fail, answered, broken)
 
     def _arrive(
         self, pair: Pair, to: str, work: Callable[[], Any], answered: "asyncio.Future[Any]"
@@ -95,7 +94,7 @@ class Network:
         except Exception as error:  # noqa: BLE001 - it is the answer
             self._answer(pair, answered, None, error)
             return
-        if inspect.iscoroutine(result):
+        if isinstance(result, CoroutineType):
             result = self.loop.create_task(result)
         if not isinstance(result, asyncio.Future):
             self._answer(pair, answered, result, None)
@@ -136,10 +135,8 @@ class Network:
             answered.set_result(result)
 
     def _later(self, pair: Pair, work: Callable[..., object], *args: Any) -> None:
-        self.loop.call_later(self._delay_s(pair), work, *args, context=_NOWHERE)
-
-    def _delay_s(self, pair: Pair) -> float:
-        return self.rng.random() * self.slow.get(pair, 0.004)
+        when = self.loop.now + self.rng.random() * self.slow.get(pair, 0.004)
+        self.loop.at(when, work, args, _NOWHERE)
 
 
 def _pair(one: str, other: str) -> Pair:
@@ -154,3 +151,7 @@ def pair_of(one: str, other: str) -> Pair:
 def _fail(answered: "asyncio.Future[Any]", error: BaseException) -> None:
     if not answered.done():
         answered.set_exception(error)
+
+
+def _fall_silent(answered: "asyncio.Future[Any]", to: str) -> None:
+    _fail(answered, SilentError(f"{to} is silent"))
