@@ -50,9 +50,9 @@ class RedisClient:
         except (RefusedError, BrokenError) as error:
             raise redis.exceptions.ConnectionError(str(error)) from error
 
-    async def command(self, *args: Any) -> Any:
-        """Any command."""
-        return await self._ask(lambda: self._server.command(*args))
+    def command(self, *args: Any) -> Any:
+        """Any command, to be awaited."""
+        return self._ask(lambda: self._server.command(*args))
 
     def register_script(self, text: str) -> Callable[..., Any]:
         """See redis-py."""
@@ -62,8 +62,8 @@ class RedisClient:
         elif text.endswith(lua.PURGE):
             ask = self._purge
 
-        async def run(keys: Sequence[Any] = (), args: Sequence[Any] = ()) -> Any:
-            return await ask(lambda: self._server.script(text, keys, args))
+        def run(keys: Sequence[Any] = (), args: Sequence[Any] = ()) -> Any:
+            return ask(lambda: self._server.script(text, keys, args))
 
         return run
 
@@ -92,18 +92,18 @@ class RedisClient:
         await self.command("TIME")
         return {"redis_version": "7.4.0", "aof_enabled": 1, "maxmemory_policy": "noeviction"}
 
-    async def xlen(self, key: str) -> Any:
-        return await self.command("XLEN", key)
+    def xlen(self, key: str) -> Any:
+        return self.command("XLEN", key)
 
-    async def xdel(self, key: str, *ids: Any) -> Any:
-        return await self.command("XDEL", key, *ids)
+    def xdel(self, key: str, *ids: Any) -> Any:
+        return self.command("XDEL", key, *ids)
 
     async def xrange(self, key: str, min: str = "-", max: str = "+", count: int = 1 << 30) -> Any:
         found = await self.command("XRANGE", key, min, max, "COUNT", count)
         return [(entry, _fields(fields)) for entry, fields in found]
 
-    async def xgroup_create(self, key: str, group: str, id: str, mkstream: bool) -> Any:
-        return await self.command("XGROUP", "CREATE", key, group, id, *["MKSTREAM"] * mkstream)
+    def xgroup_create(self, key: str, group: str, id: str, mkstream: bool) -> Any:
+        return self.command("XGROUP", "CREATE", key, group, id, *["MKSTREAM"] * mkstream)
 
     async def xreadgroup(
         self, group: str, consumer: str, streams: dict[str, str], count: int, block: int
@@ -115,27 +115,27 @@ class RedisClient:
             for key, entries in found or ()
         ]
 
-    async def hgetall(self, key: str) -> Any:
-        return await self.command("HGETALL", key)
+    def hgetall(self, key: str) -> Any:
+        return self.command("HGETALL", key)
 
-    async def hget(self, key: str, name: str) -> Any:
-        return await self.command("HGET", key, name)
+    def hget(self, key: str, name: str) -> Any:
+        return self.command("HGET", key, name)
 
-    async def hdel(self, key: str, *names: Any) -> Any:
-        return await self.command("HDEL", key, *names)
+    def hdel(self, key: str, *names: Any) -> Any:
+        return self.command("HDEL", key, *names)
 
-    async def mget(self, keys: Sequence[str]) -> Any:
-        return await self.command("MGET", *keys)
+    def mget(self, keys: Sequence[str]) -> Any:
+        return self.command("MGET", *keys)
 
-    async def set(self, key: str, value: Any, **options: Any) -> Any:
+    def set(self, key: str, value: Any, **options: Any) -> Any:
         more = [each for pair in options.items() for each in pair]
-        return await self.command("SET", key, value, *more)
+        return self.command("SET", key, value, *more)
 
-    async def delete(self, *keys: Any) -> Any:
-        return await self.command("DEL", *keys)
+    def delete(self, *keys: Any) -> Any:
+        return self.command("DEL", *keys)
 
-    async def unlink(self, *keys: Any) -> Any:
-        return await self.command("UNLINK", *keys)
+    def unlink(self, *keys: Any) -> Any:
+        return self.command("UNLINK", *keys)
 
 
 class NearRedis(RedisClient):
