@@ -126,10 +126,9 @@ def _step_0(
 def _take(settings: Settings, ranks: Ranks, guard: WriteGuard, after: int) -> int:
     """Shut earlier starts out of Redis, and then of the run's folder."""
     incarnation = take_incarnation(settings, ranks, after)
-    if ranks.is_main:
-        guard.take(incarnation)
-    else:
-        guard.join(incarnation)
+    if not ranks.from_main(lambda: guard.take(incarnation), bool):
+        return _take(settings, ranks, guard, incarnation)
+    guard.join(incarnation)
     return incarnation
 
 

@@ -36,20 +36,27 @@ class WriteGuard:
         """This rank belongs to an incarnation that rank 0 takes."""
         self._incarnation = incarnation
 
-    def take(self, incarnation: int) -> None:
+    def take(self, incarnation: int) -> bool:
         """From now on every earlier incarnation is shut out; rank 0 calls it.
+
+        Returns:
+            Whether the number is this start's. False when another start has it, and this one needs
+            a higher one: Redis, which gives them out, has lost its data between the two.
 
         Raises:
             SupersededError: A later one was here.
         """
-        self.join(incarnation)
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with self._file.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # two starts at once: the later number stays
+            if self.latest() == incarnation:
+                return False
+            self.join(incarnation)
             self.check()
             draft = self._file.with_suffix(".draft")
             draft.write_text(str(incarnation))
             draft.replace(self._file)
+        return True
 
     @property
     def is_shut(self) -> bool:

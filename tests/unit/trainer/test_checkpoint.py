@@ -180,7 +180,7 @@ def test_a_torn_one_does_not_count_among_those_that_are_kept(
 
 def write_until_killed(root: Path) -> None:
     guard = WriteGuard(root)
-    guard.take(1)
+    guard.join(1)
 
     def killed(folder: Path) -> None:
         Engine().save(folder)
@@ -265,6 +265,17 @@ def test_a_start_from_0_over_checkpoints_is_refused(
         start(store, guard, resume=False)
     shutil.rmtree(store.root)
     assert start(store, guard, resume=False)[0].step == 0
+
+
+def test_two_starts_never_have_one_number(tmp_path: Path) -> None:
+    """Redis gives them out, and forgets what it gave when it loses its data."""
+    first, second = WriteGuard(tmp_path), WriteGuard(tmp_path)
+    assert first.take(1)
+    assert not second.take(1)
+    first.check()
+    assert second.take(2)
+    with pytest.raises(ConflictError, match="incarnation 1 is superseded"):
+        first.check()
 
 
 def test_an_old_trainer_is_shut_out(
