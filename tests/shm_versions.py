@@ -24,7 +24,7 @@ from services.schemas.weights import (
     manifest_checksum,
 )
 from weight_sync.delta.encoding import advance
-from weight_sync.transports.files import delta_file
+from weight_sync.transports.files import delta_file, private_folder
 from weight_sync.transports.shm import shm_file
 
 Arrays = dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]
@@ -89,7 +89,8 @@ class ShmRun:
         arrays = tensors_of(policy_version) if arrays is None else arrays
         version = Version(incarnation, policy_version)
         file, base = shm_file(self.name, version), None
-        file.parent.mkdir(mode=0o700, exist_ok=True)
+        for folder in (file.parent.parent, file.parent):  # the user's, the run's
+            private_folder(folder)
         if self.encoding == "delta" and policy_version > 0:
             base, file = self._write_delta(version, arrays), delta_file(file)
         else:

@@ -20,7 +20,7 @@ from services.schemas.weights import (
 )
 from services.settings import Settings
 from tests.e2e.oracle import Oracle
-from weight_sync.transports.files import FileSender
+from weight_sync.transports.files import FileSender, private_folder
 from weight_sync.transports.sender import CheckedManifest
 from weight_sync.transports.shm import shm_file
 
@@ -50,7 +50,8 @@ def write_shm(
     parameters = oracle.model.named_parameters()
     tensors = {n: as_published(n, p.detach()).contiguous() for n, p in parameters if part in n}
     file = shm_file(run, Version(1, policy_version))
-    file.parent.mkdir(mode=0o700, exist_ok=True)
+    for folder in (file.parent.parent, file.parent):  # the user's, the run's
+        private_folder(folder)
     save_file(tensors, file)
     manifest = manifest_of(tensors, policy_version, vision_trained=vision_trained)
     return manifest.model_copy(update={"partial": bool(part)})

@@ -24,9 +24,11 @@ from rollout_service.fake.engine import FakeEngine
 from scene_data.dataset import open_dataset
 from scene_data.sampler import EpochSampler
 from scene_data.toy.scenes import make_toy
-from services.errors import SettingsError
+from services.errors import SettingsError, SupersededError
 from services.host.environment import child_environment
 from services.host.ports import free_port
+from services.redis.client import connect
+from services.redis.keys import RunKeys
 from services.run_folder.index import RolloutIndex
 from services.schemas.weights import WeightManifest
 from services.settings import Settings, dump_settings
@@ -49,6 +51,7 @@ from trainer.records.evaluation import StepEvaluation
 from trainer.records.files import RunRecords
 from trainer.records.phases import PhaseClock
 from trainer.records.tracing import SERVICE
+from trainer.setup import _take
 from trainer.train import train_steps
 from trainer.training_run import TrainingRun
 from trainer.types import StepBatch
@@ -117,6 +120,25 @@ def linked(
         )
         link.start(weights(0), 0)
         yield link, server
+
+
+def test_a_start_whose_number_another_one_has_takes_the_next(base: Settings) -> None:
+    """Redis loses its data between two starts, and gives the second one the number of the first."""
+    run = base.run.model_copy(update={"name": f"link-{uuid.uuid4().hex[:8]}"})
+    settings = base.model_copy(update={"run": run})
+    first, second = WriteGuard(run.folder), WriteGuard(run.folder)
+
+    async def forget() -> None:
+        async with connect(settings.redis) as redis:
+            prefix = RunKeys(run.name).prefix
+            await redis.delete(*[key async for key in redis.scan_iter(f"{prefix}*")])
+
+    assert _take(settings, Alone(), first, 0) == 1
+    asyncio.run(forget())
+    assert _take(settings, Alone(), second, 0) == 2
+    second.check()
+    with pytest.raises(SupersededError):
+        first.check()
 
 
 def test_a_step_trains_while_servers_take_the_version_before_it(base: Settings) -> None:

@@ -362,20 +362,27 @@ async def test_a_late_joiner_catches_up_before_it_claims(shm_run: ShmRun, tmp_pa
         await scene.stop()
 
 
-async def test_a_server_that_is_behind_takes_no_work(shm_run: ShmRun, tmp_path: Path) -> None:
+async def test_a_server_that_fell_behind_takes_no_more_work(
+    shm_run: ShmRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rollout_service.queue.worker._CLAIM_BLOCK_S", 0.05)
     scene = Scene(shm_run.name, tmp_path)
+    await scene.start()
+    await scene.ask("before")
+    await scene.answer()
     version = shm_run.write(6)
     content = version.file.read_bytes()
     version.file.unlink()  # it cannot catch up until the trainer brings the weights
     scene.registry.published = version
-    await scene.start()
-    await scene.ask("wants 6", min_policy_version=6)
+    await scene.ask("claimed", min_policy_version=6)
     await until(lambda: "catch up" in (scene.server.last_error or ""))
-    await scene.ask("takes any")
-    for _ in range(2):
-        lease = await scene.queue.claim(PROMPT_LANES, "other", lease_s=60, block_s=0)
-        assert lease is not None, "it is left to others"
-        await scene.queue.release(lease)
+    await asyncio.sleep(0.3)  # a claim that had begun before is over
+    await scene.ask("left to others")
+    await asyncio.sleep(0.3)
+    lease = await scene.queue.claim(PROMPT_LANES, "other", lease_s=60, block_s=0)
+    assert lease is not None
+    assert lease.work_id.startswith("left to others")
+    await scene.queue.release(lease)
     version.file.write_bytes(content)
     groups = [await scene.answer() for _ in range(2)]
     assert {group.completions[0].policy_versions[0].policy_version for group in groups} == {6}
